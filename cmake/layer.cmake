@@ -12,6 +12,10 @@ function(tforge_layer name)
     endif()
   endforeach()
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  if(NOT sources)  # nothing here yet
+    add_library(tforge_${name} INTERFACE)
+    return()
+  endif()
   add_library(tforge_${name} ${sources})
 
   # The compiler sees this folder, and only this folder, under its own name: an include of a layer
