@@ -1,0 +1,51 @@
+#pragma once
+// What a model is: the numbers that decide its parameters and its function. Stored in every checkpoint.
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/pattention_norm.h"
+
+namespace tforge {
+
+/// The layer groups of a TokenFormer block whose parameter tokens can be counted and grown on their own.
+enum class TokenGroup : std::uint8_t { query, key, value, proj, ffn };
+inline constexpr std::array<TokenGroup, 5> kTokenGroups = {TokenGroup::query, TokenGroup::key, TokenGroup::value,
+                                                           TokenGroup::proj, TokenGroup::ffn};
+std::string_view name_of(TokenGroup group);
+
+struct ModelConfig {
+  std::string kind = "tokenformer";
+  std::int64_t layers = 4;
+  std::int64_t dim = 128;    // width d of the residual stream
+  std::int64_t heads = 4;    // must divide dim
+  std::int64_t vocab = 256;  // set from the dataset when a model is born
+  std::int64_t max_seq = 256;
+  std::array<std::int64_t, 5> tokens = {128, 128, 128, 128, 512};  // parameter tokens by TokenGroup
+  PattentionNorm norm = PattentionNorm::l2_norm_gelu;
+  double rotary_fraction = 0.25;
+  double rotary_base = 10000.0;
+  double layernorm_eps = 1e-5;
+
+  std::int64_t num_tokens(TokenGroup group) const { return tokens[static_cast<std::size_t>(group)]; }
+  std::int64_t head_dim() const { return dim / heads; }
+  /// int(rotary_fraction * head_dim): the leading dimensions of each head that are rotated.
+  std::int64_t rotary_dim() const;
+
+  /// Throws ConfigError naming the key (`model.heads`, ...) for: a non-positive extent, heads that do not divide
+  /// dim, an odd rotary width, an unknown kind.
+  void validate() const;
+
+  /// Number of parameters. TokenFormer: L * sum_g n_g * 2d + V d + 2d (tied embedding, final LayerNorm).
+  std::int64_t parameters() const;
+  /// Multiply-adds counted as 2, forward, for one token at context length `seq`: 2 n (d_in + d_out) for each
+  /// Pattention, 4 * seq/2 * d for causal attention (its computed half), 2 d V for the head.
+  double forward_flops_per_token(std::int64_t seq) const;
+  /// Forward and backward: three times the forward.
+  double train_flops_per_token(std::int64_t seq) const { return 3 * forward_flops_per_token(seq); }
+
+  bool operator==(const ModelConfig&) const = default;
+};
+
+}  // namespace tforge
