@@ -59,6 +59,7 @@ struct BasicView {
     return v;
   }
 
+  // NOLINTNEXTLINE(google-explicit-constructor): what may be written may be read
   operator BasicView<true>() const
     requires(!kConst)
   {

@@ -1,0 +1,28 @@
+#pragma once
+// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2) and the reductions of a clipped update.
+#include "core/device.h"
+#include "core/tensor.h"
+
+namespace tforge::kernels {
+
+struct AdamWStep {
+  double lr = 0;            // already scheduled
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0;  // decoupled: p -= lr * weight_decay * p
+  double bias1 = 1;         // 1 - beta1^age, age counting this update
+  double bias2 = 1;         // 1 - beta2^age
+  double grad_scale = 1;    // clip factor, applied to g
+};
+
+/// g' = grad_scale g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;
+/// p = p - lr weight_decay p - lr (m / bias1) / (sqrt(v / bias2) + eps).      One pass. All [rows, cols] of one shape,
+/// contiguous, f32 or f64. Throws ShapeError, DTypeError.
+void adamw_update(Stream& stream, const AdamWStep& step, TensorView parameter, ConstTensorView gradient, TensorView m,
+                  TensorView v);
+
+/// Sum of squares in f64, in blocks fixed by shape; independent of threads. A non-finite element gives a non-finite sum.
+double sum_of_squares(Stream& stream, ConstTensorView x);
+
+}  // namespace tforge::kernels

@@ -1,0 +1,35 @@
+#pragma once
+// Causal attention between tokens (Vaswani et al., arXiv 1706.03762), softmax(q k^T / sqrt(head_dim)) v, without an
+// S x S matrix in memory.
+#include "core/device.h"
+#include "core/tensor.h"
+
+namespace tforge::kernels {
+
+/// How the rows of q, k and v lie. Query row (b, i) is row b * q_seq + i; key row (b, j) is row b * kv_stride + j.
+/// The queries are the last q_seq of kv_seq positions: query i sees keys 0 .. kv_seq - q_seq + i.
+struct AttentionShape {
+  std::int64_t batch = 1;
+  std::int64_t heads = 1;
+  std::int64_t q_seq = 1;
+  std::int64_t kv_seq = 1;     // valid keys of each sequence
+  std::int64_t kv_stride = 1;  // rows from one sequence's keys to the next one's (kv_seq, or a cache's capacity)
+};
+
+/// out = attention(q, k, v). q, out [batch * q_seq, heads * head_dim]; k, v rows as above, heads * head_dim columns;
+/// row strides allowed (q, k, v may be columns of one tensor). lse [batch * q_seq, heads] (contiguous; empty view in
+/// inference) saves the log-sum-exp of each row's scaled scores. f32 or f64; accumulates in the same.
+/// workspace: at least attention_workspace(...) elements. Parallel over (sequence, head); bits do not depend on threads,
+/// and a row's bits depend neither on q_seq nor on the batch. Throws ShapeError, DTypeError.
+void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
+                              ConstTensorView v, TensorView out, TensorView lse, TensorView workspace);
+
+/// dq, dk, dv are overwritten. Needs q, k, v, out, lse; recomputes the probabilities block by block. q_seq == kv_seq.
+void causal_attention_backward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
+                               ConstTensorView v, ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
+                               TensorView dq, TensorView dk, TensorView dv, TensorView workspace);
+
+/// Elements of workspace for either direction on this machine's threads.
+std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim);
+
+}  // namespace tforge::kernels

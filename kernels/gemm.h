@@ -1,0 +1,24 @@
+#pragma once
+// Matrix product over OpenBLAS.
+#include "core/device.h"
+#include "core/tensor.h"
+
+namespace tforge::kernels {
+
+enum class Transpose : std::uint8_t { no, yes };
+
+/// C {=, +=} alpha * op(A) op(B).   op(A) [M, K], op(B) [K, N], C [M, N]; f32 or f64, all alike; row strides allowed.
+/// The output is cut into blocks fixed by shape, each a single-threaded BLAS call inside an OpenMP loop: the result
+/// does not depend on the number of threads. K = 0 with overwrite gives zeros.
+/// Throws ShapeError, DTypeError. No workspace.
+void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTensorView a, ConstTensorView b,
+          GradMode mode, TensorView c);
+
+/// Checks once, at the start of a job, what the CPU kernels need: a processor with AVX2 and FMA, and OpenBLAS in its
+/// OpenMP flavour (openblas_get_parallel() == 2). Sets OpenBLAS to one thread per call and OpenMP to `threads`
+/// (0: leave). Throws DeviceError naming the package to install.
+void start_cpu_runtime(int threads);
+/// "OpenBLAS 0.3.21 ... SkylakeX", for version texts.
+const char* blas_description();
+
+}  // namespace tforge::kernels

@@ -1,0 +1,83 @@
+#pragma once
+// Pattention (TokenFormer, arXiv 2410.23168, equations 4 and 16): attention between input rows and parameter tokens.
+//
+//   A = X K^T [T, n]     P = f(A)     U = P V [T, d_out]        T rows, n tokens held here, X [T, d_in],
+//                                                               K [n, d_in], V [n, d_out]
+//
+// n may be a shard of the layer's tokens; what a row needs of the other shards passes through two columns of numbers,
+// `stat` (before the second product) and `weight` (after it), which the caller reduces over the ranks:
+//
+//   norm           stat [T]                       P                                   weight [T]      layer output Y
+//   l2_norm_gelu   sum_j A_j^2       (reduce sum) gelu(scale * A / r), r = sqrt(stat) none            sum U
+//   gelu_l2_norm   none                           gelu(A)                             sum_j P_j^2     scale * U / sqrt(weight)
+//   softmax        max_j A_j         (reduce max) exp(A - stat)                       sum_j P_j       scale * U / weight
+//
+// The row scale of the last two leaves the product: the caller reduces [T, d_out + 1] once and calls row_normalize_*.
+// A row with r < kNormFloor (over all ranks' tokens) has P = 0 and passes no gradient.
+//
+// dtype f32 or f64 throughout (all operands alike). f32 accumulates in f32 in fixed order. Products over tokens are
+// summed in token blocks of fixed size from token 0, so appended tokens whose P is 0 leave every bit of U.
+// Work is cut by shape alone: the results do not depend on the number of threads.
+// Views may have row strides; `stat`, `weight`, `dot` and `dweight` are columns: shape [T, 1], any row stride.
+// Workspace: an f32/f64 tensor of at least X_workspace(...) elements of the operands' dtype. Nothing is allocated.
+// Throws ShapeError or DTypeError naming the function and the operands.
+#include <cstdint>
+
+#include "core/device.h"
+#include "core/pattention_norm.h"
+#include "core/tensor.h"
+
+namespace tforge::kernels {
+
+/// First half: scores = X K^T, and stat (its view is empty for gelu_l2_norm). n = 0 gives stat 0 (or -inf for softmax).
+void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorView x, ConstTensorView keys,
+                               TensorView scores, TensorView stat);
+
+/// Second half: U = P V and weight (empty for l2_norm_gelu), from scores and the reduced stat.
+/// Returns the number of rows below the norm floor (0 for the other norms).
+std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                                    ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
+                                    TensorView workspace);
+
+/// Both halves, block by block while a block's scores are in cache: the same bits as the two calls without a
+/// reduction between them.
+std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView x,
+                                ConstTensorView keys, ConstTensorView values, TensorView scores, TensorView stat,
+                                TensorView u, TensorView weight, TensorView workspace);
+std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens);
+
+/// Backward of the mix: given dU and dweight (empty for l2_norm_gelu),
+///   dV {=, +=} P^T dU
+///   l2_norm_gelu:  B = scale A / r;  dscores = dB = (dU V^T) * gelu'(B);   dot = sum_j dB_j B_j   (reduce sum)
+///   gelu_l2_norm:  dscores = dA = (dU V^T + 2 dweight P) * gelu'(A);        dot unused (empty)
+///   softmax:       dscores = dA = (dU V^T + dweight) * P;                   dot unused (empty)
+/// The maximum in softmax is a constant: its gradient cancels.
+void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                             ConstTensorView stat, ConstTensorView values, ConstTensorView du,
+                             ConstTensorView dweight, GradMode dvalues_mode, TensorView dvalues, TensorView dscores,
+                             TensorView dot, TensorView workspace);
+
+/// Backward of the scores: for l2_norm_gelu first dA = (scale / r) (dB - B dot / scale^2) in place of dscores; then
+///   dX {=, +=} dA K      dK {=, +=} dA^T X.      An empty dx, dkeys (or dvalues above) view skips that product.
+void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                                ConstTensorView stat, ConstTensorView dot, ConstTensorView x, ConstTensorView keys,
+                                TensorView dscores, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
+                                TensorView dkeys, TensorView workspace);
+
+/// Both halves of the backward without a reduction between them; dscores live in the workspace only.
+void pattention_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                         ConstTensorView stat, ConstTensorView x, ConstTensorView keys, ConstTensorView values,
+                         ConstTensorView du, ConstTensorView dweight, GradMode dx_mode, TensorView dx,
+                         GradMode dkeys_mode, TensorView dkeys, GradMode dvalues_mode, TensorView dvalues,
+                         TensorView workspace);
+std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens);
+
+/// Y = U * scale / sqrt(weight) (gelu_l2_norm) or U * scale / weight (softmax), row by row. gelu_l2_norm rows with
+/// sqrt(weight) < kNormFloor give Y = 0; their number is returned. y may be u.
+std::int64_t row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
+                                   ConstTensorView weight, TensorView y);
+/// du = dy * s,  dweight = <dy, U> * ds/dweight, with s the row's factor; floored rows give 0. du may be dy.
+void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
+                            ConstTensorView weight, ConstTensorView dy, TensorView du, TensorView dweight);
+
+}  // namespace tforge::kernels

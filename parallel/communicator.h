@@ -1,0 +1,80 @@
+#pragma once
+// Communication between the ranks of a job: ten verbs over typed views, counted in elements.
+//
+// MPI is called from the thread that created the world, and from no other. Every collective is under the watchdog of
+// the world (parallel/watchdog.h): one that does not finish in time ends the process with exit code 12 and a line that
+// names rank, collective and phase.
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/tensor.h"
+
+namespace tforge {
+
+enum class ReduceOp : std::uint8_t { sum, max };
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// The ranks with the same `color`, ordered by `key`. Collective.
+  virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
+  virtual void barrier() = 0;
+  /// `x` (contiguous, any dtype) of `root` becomes everyone's. Collective.
+  virtual void broadcast(Stream& stream, TensorView x, int root) = 0;
+  /// In place; f32, f64 or i32, contiguous. Every rank gets the same bits. Collective.
+  virtual void all_reduce(Stream& stream, TensorView x, ReduceOp op) = 0;
+  /// Rank r contributes `send` of counts[r] elements; `receive` holds all contributions in rank order. Contiguous,
+  /// same dtype. counts.size() == size(), send.elements() == counts[rank()]. Collective.
+  virtual void all_gather(Stream& stream, ConstTensorView send, TensorView receive,
+                          std::span<const std::int64_t> counts) = 0;
+  /// `send` holds one block of counts[r] elements for each rank r in rank order; `receive` (counts[rank()] elements)
+  /// becomes the sum over ranks of this rank's block. f32 or f64. Collective.
+  virtual void reduce_scatter(Stream& stream, ConstTensorView send, TensorView receive,
+                              std::span<const std::int64_t> counts) = 0;
+  /// Everyone's `bytes`, in rank order; lengths may differ. For small control data, not for tensors. Collective.
+  virtual std::vector<std::string> all_gather_bytes(const std::string& bytes) = 0;
+
+  /// Ends the whole job at once with `code`; does not return. Not collective.
+  [[noreturn]] virtual void abort(int code) = 0;
+  /// Collective; called once, last, on the normal path of the world. A world destroyed without it aborts the job.
+  virtual void shutdown() = 0;
+
+  /// Bytes that this rank handed to collectives so far, and seconds spent inside them.
+  struct Traffic {
+    std::uint64_t bytes = 0;
+    double seconds = 0;
+  };
+  virtual Traffic traffic() const = 0;
+
+ protected:
+  Communicator() = default;
+};
+
+struct WorldOptions {
+  double timeout_seconds = 600;  // for one collective; 0 waits for ever
+  int expect_ranks = 0;          // 0: no expectation beyond what the launcher says
+};
+
+/// Starts MPI and returns all ranks of the job. Throws ResourceError when the number of MPI ranks differs from what the
+/// launcher says it started (SLURM_NTASKS under srun, OMPI_COMM_WORLD_SIZE under mpirun) or from
+/// `expect_ranks`: otherwise N independent models would be trained. The text says how to launch.
+std::unique_ptr<Communicator> create_world(const WorldOptions& options);
+
+/// A communicator of one rank that needs no MPI.
+std::unique_ptr<Communicator> create_self();
+
+/// Names what the rank is doing ("step 12 forward") in the watchdog's line. Cheap; a string literal or a string that
+/// outlives the phase.
+void set_phase(const char* phase, std::int64_t step = -1);
+
+}  // namespace tforge

@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# What every script shares; sourced, never run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Open MPI on one machine: it may have fewer cores than ranks and no user but root, and nothing leaves loopback.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+export OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo
+export OMPI_MCA_btl_vader_single_copy_mechanism=none
+
+say() { printf '\n== %s\n' "$*"; }
+
+die() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
+# python_with MODULE...: prints the first Python 3 that has all modules. Debian's own comes first, because the
+# modules are Debian packages and another python3 may stand before it on the PATH.
+python_with() {
+  local candidate
+  for candidate in /usr/bin/python3 python3; do
+    if "$candidate" -c "import $(IFS=,; echo "$*")" >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done
+  die "no python3 with the modules $* was found (Debian: $(printf 'python3-%s ' "$@"))"
+}
