@@ -20,10 +20,9 @@
 #include <vector>
 
 #include "core/errors.h"
+#include "parallel/communicator.h"
 
 namespace tforge {
-
-class Communicator;
 
 enum class Need { optional, required };
 
@@ -46,6 +45,9 @@ struct JobInfo {
   std::vector<Option> options;
   std::string positional;  // name of the option that takes words without a name; "" when there is none
   std::vector<std::string> examples;
+  /// Called by run_mpi_job after the command line is read and before MPI starts, for a job whose configuration says
+  /// how long a collective may take or how many ranks there must be. What it throws is reported as body's would be.
+  std::function<WorldOptions()> world_options;
 };
 
 /// Reads the command line into the targets. --help and --version print to standard output and give false: there is
@@ -58,16 +60,10 @@ bool parse_command_line(int argc, const char* const* argv, const JobInfo& info);
 /// "<name>: error: <what>" on standard error.
 int run_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode()>& body);
 
-/// The same over MPI: creates the world, checks its size against the launcher and against `--expect-ranks` (an
-/// option that every such job has), sets the log's rank, runs `body` on every rank, and shuts MPI down.
+/// The same over MPI: creates the world (parallel/communicator.h), sets the log's rank, runs `body` on every rank, and
+/// shuts MPI down. Every such job has the option `--expect-ranks N`. --help and --version need no MPI.
 /// An exception ends the whole job with its code. Rank 0 reports at once; another rank first gives rank 0 a moment
-/// to report what both found, then reports with its rank and aborts all. --help and --version need no MPI.
+/// to report what both found, then reports with its rank and aborts all.
 int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode(Communicator&)>& body);
-
-/// Throws ResourceError when `ranks` differs from `expected` (0: not given) or from what the launcher announced in
-/// OMPI_COMM_WORLD_SIZE, PMI_SIZE, SLURM_STEP_NUM_TASKS or SLURM_NTASKS (the first that is set): each process
-/// would otherwise train a model of its own. `environment` is std::getenv outside tests.
-void check_rank_count(int ranks, std::int64_t expected,
-                      const std::function<const char*(const char*)>& environment);
 
 }  // namespace tforge
