@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <sstream>
 #include <thread>
 
 #include "core/log.h"
@@ -196,8 +197,7 @@ bool parse_command_line(int argc, const char* const* argv, const JobInfo& info) 
     std::vector<std::string> words;
     if (!is_flag(option)) words = values[option.name].as<std::vector<std::string>>();
     if (words.size() > 1 && !is_list(option)) {
-      throw UsageError("--{} was given {} times ({}); give it once", option.name, words.size(),
-                       fmt::join(words, ", "));
+      throw UsageError("--{} was given {} times; give it once", option.name, words.size());
     }
     std::visit(Store{option.name, words}, option.target);
   }
