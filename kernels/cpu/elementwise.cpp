@@ -1,0 +1,95 @@
+#include "kernels/cpu/elementwise.h"
+
+#include <algorithm>
+
+namespace tforge::kernels::cpu {
+namespace {
+
+constexpr std::int64_t kChunk = 16384;  // elements a thread takes at once: a few microseconds of work
+
+/// Calls body(row, first column, count) over pieces of a [rows, columns] range, in parallel when it is worth a fork.
+/// A contiguous range is seen as one long row.
+template <class Body>
+void for_each_piece(std::int64_t rows, std::int64_t columns, bool contiguous, Body body) {
+  if (contiguous) {
+    columns *= rows;
+    rows = columns > 0 ? 1 : 0;
+  }
+  if (rows == 0 || columns == 0) return;
+  const std::int64_t pieces_per_row = (columns + kChunk - 1) / kChunk;
+  const std::int64_t rows_per_piece = std::max<std::int64_t>(1, kChunk / columns);
+  const std::int64_t row_groups = (rows + rows_per_piece - 1) / rows_per_piece;
+#pragma omp parallel for collapse(2) schedule(static) if (row_groups * pieces_per_row > 1)
+  for (std::int64_t g = 0; g < row_groups; ++g) {
+    for (std::int64_t p = 0; p < pieces_per_row; ++p) {
+      const std::int64_t last_row = std::min(rows, (g + 1) * rows_per_piece);
+      const std::int64_t first = p * kChunk;
+      const std::int64_t count = std::min(kChunk, columns - first);
+      for (std::int64_t r = g * rows_per_piece; r < last_row; ++r) body(r, first, count);
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void fill(TensorView y, T value) {
+  T* out = y.as<T>();
+  for_each_piece(y.rows(), y.columns(), y.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   std::fill_n(out + row * y.row_stride + first, count, value);
+                 });
+}
+
+template <class T>
+void add_to(ConstTensorView x, GradMode mode, TensorView y) {
+  const T* in = x.as<T>();
+  T* out = y.as<T>();
+  for_each_piece(y.rows(), y.columns(), x.contiguous() && y.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   const T* s = in + row * x.row_stride + first;
+                   T* d = out + row * y.row_stride + first;
+                   if (mode == GradMode::overwrite) {
+                     std::copy_n(s, count, d);
+                   } else {
+                     for (std::int64_t i = 0; i < count; ++i) d[i] += s[i];
+                   }
+                 });
+}
+
+template <class T>
+void add(ConstTensorView a, ConstTensorView b, TensorView y) {
+  const T* left = a.as<T>();
+  const T* right = b.as<T>();
+  T* out = y.as<T>();
+  for_each_piece(y.rows(), y.columns(), a.contiguous() && b.contiguous() && y.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   const T* l = left + row * a.row_stride + first;
+                   const T* r = right + row * b.row_stride + first;
+                   T* d = out + row * y.row_stride + first;
+                   for (std::int64_t i = 0; i < count; ++i) d[i] = l[i] + r[i];
+                 });
+}
+
+template <class T>
+void scale(T alpha, ConstTensorView x, TensorView y) {
+  const T* in = x.as<T>();
+  T* out = y.as<T>();
+  for_each_piece(y.rows(), y.columns(), x.contiguous() && y.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   const T* s = in + row * x.row_stride + first;
+                   T* d = out + row * y.row_stride + first;
+                   for (std::int64_t i = 0; i < count; ++i) d[i] = alpha * s[i];
+                 });
+}
+
+#define TFORGE_INSTANTIATE(T)                                     \
+  template void fill<T>(TensorView, T);                           \
+  template void add_to<T>(ConstTensorView, GradMode, TensorView); \
+  template void add<T>(ConstTensorView, ConstTensorView, TensorView); \
+  template void scale<T>(T, ConstTensorView, TensorView)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+#undef TFORGE_INSTANTIATE
+
+}  // namespace tforge::kernels::cpu

@@ -1,0 +1,16 @@
+#pragma once
+// CPU kernels behind kernels/elementwise.h; operands are already checked.
+#include "core/tensor.h"
+
+namespace tforge::kernels::cpu {
+
+template <class T>
+void fill(TensorView y, T value);
+template <class T>
+void add_to(ConstTensorView x, GradMode mode, TensorView y);
+template <class T>
+void add(ConstTensorView a, ConstTensorView b, TensorView y);
+template <class T>
+void scale(T alpha, ConstTensorView x, TensorView y);
+
+}  // namespace tforge::kernels::cpu
