@@ -1,0 +1,7 @@
+#include "../core/sound.h"
+
+#include <gtest/gtest.h>
+#include <hdf5.h>
+#include <mpi.h>
+
+#include "core/sound.h"

@@ -1,0 +1,3 @@
+#include <cblas.h>
+
+#include "core/sound.h"
