@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""TokenFormer in plain PyTorch, as a user would write it: the peer of step_bench. Prints one JSON line.
+
+The model is that of the paper's public configuration (pre-norm, non-parametric LayerNorm, Pattention l2_norm_gelu,
+rotary embedding on a quarter of each head, tied head) in f32, with AdamW and a clipped global norm. A step is
+forward, backward, clip and update on random tokens; the median over --steps is reported after --warmup steps.
+"""
+import argparse
+import json
+import math
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Pattention(nn.Module):
+    def __init__(self, dim, tokens, value_std):
+        super().__init__()
+        self.key = nn.Parameter(torch.randn(tokens, dim) * 0.02)
+        self.value = nn.Parameter(torch.randn(tokens, dim) * value_std)
+        self.scale = math.sqrt(tokens)
+
+    def forward(self, x):
+        scores = x @ self.key.t()
+        return F.gelu(scores * (self.scale / scores.norm(dim=-1, keepdim=True))) @ self.value
+
+
+class Rotary(nn.Module):
+    def __init__(self, width, length, base=10000.0):
+        super().__init__()
+        self.width = width
+        frequency = base ** (-torch.arange(0, width, 2).float() / width)
+        angle = torch.outer(torch.arange(length).float(), frequency)
+        angle = torch.cat([angle, angle], dim=-1)
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def forward(self, x):  # [B, H, S, head_dim]
+        turned, kept = x[..., : self.width], x[..., self.width :]
+        first, second = turned.chunk(2, dim=-1)
+        half = torch.cat([-second, first], dim=-1)
+        return torch.cat([turned * self.cos + half * self.sin, kept], dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, args, rotary, mask):
+        super().__init__()
+        std = 2 / (args.layers * math.sqrt(args.dim))
+        self.heads, self.rotary = args.heads, rotary
+        self.register_buffer("mask", mask)
+        self.query, self.key, self.value, self.proj = (Pattention(args.dim, args.tokens_attn, std) for _ in range(4))
+        self.ffn = Pattention(args.dim, args.tokens_ffn, std)
+
+    def attention(self, x):
+        batch, length, dim = x.shape
+        q, k, v = (f(x).view(batch, length, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k = self.rotary(q), self.rotary(k)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads)
+        weights = scores.masked_fill(self.mask, float("-inf")).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(batch, length, dim))
+
+    def forward(self, x):
+        x = x + self.attention(F.layer_norm(x, x.shape[-1:]))
+        return x + self.ffn(F.layer_norm(x, x.shape[-1:]))
+
+
+class TokenFormer(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        self.embedding = nn.Embedding(args.vocab, args.dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        rotary = Rotary(int(0.25 * (args.dim // args.heads)), args.seq)
+        mask = torch.ones(args.seq, args.seq, dtype=torch.bool).triu(1)
+        self.blocks = nn.ModuleList(Block(args, rotary, mask) for _ in range(args.layers))
+        self.norm = nn.LayerNorm(args.dim)
+
+    def forward(self, tokens, targets):
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.norm(x) @ self.embedding.weight.t()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in [
+        ("dim", 128), ("layers", 4), ("heads", 4), ("tokens-attn", 128), ("tokens-ffn", 512), ("vocab", 256),
+        ("seq", 256), ("batch", 16), ("steps", 10), ("warmup", 2), ("threads", 2),
+    ]:
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    model = TokenFormer(args)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    text = torch.randint(args.vocab, (args.batch, args.seq + 1))
+
+    seconds, last_loss = [], None
+    for step in range(args.warmup + args.steps):
+        start = time.perf_counter()
+        loss = model(text[:, :-1], text[:, 1:])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        last_loss = loss.item()
+        if step >= args.warmup:
+            seconds.append(time.perf_counter() - start)
+
+    median = statistics.median(seconds)
+    print(json.dumps({
+        "what": f"PyTorch {torch.__version__}",
+        "tokens_per_s": round(args.batch * args.seq / median, 1),
+        "ms_per_step": round(1000 * median, 2),
+        "ms_min": round(1000 * min(seconds), 2),
+        "ms_max": round(1000 * max(seconds), 2),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": last_loss,
+        "threads": args.threads,
+    }))
+
+
+if __name__ == "__main__":
+    main()
