@@ -1,0 +1,30 @@
+#pragma once
+// The tied output head and its cross entropy, in chunks of rows: [T, vocab] never exists in training.
+#include "autograd/reducer.h"
+#include "autograd/tape.h"
+#include "autograd/var.h"
+
+namespace tforge {
+
+struct HeadLoss {
+  Var loss;            // one element: weight * sum of nll
+  double nll_sum = 0;  // sum over rows of -log p(target), in f64; the same on every rank of the reducer
+};
+
+/// loss = weight * sum_t nll(h[t] table^T, targets[t]);  h [T, d] replicated, table [V here, d] a shard of the vocabulary
+/// that starts at row `first_row`, targets [T] i32 (global ids, < 0 ignored).
+///
+/// The gradients are computed chunk by chunk on the way forward, while the logits are at hand: dtable is written at
+/// once, dh is kept for backward (PARTIAL over the shards). The loss must therefore be the root of the backward pass;
+/// any other incoming gradient than 1 is an InternalError. In inference mode nothing but nll_sum is computed.
+HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
+                            double weight, Reducer& reducer);
+
+/// nll [T] f64 of each row, without gradients. Same chunks, same numbers.
+Tensor head_nll(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
+                Reducer& reducer);
+
+/// h table^T: logits [T, V here]. For the few rows of generation, and for comparisons.
+Tensor head_logits(Tape& tape, const Var& h, const Var& table);
+
+}  // namespace tforge

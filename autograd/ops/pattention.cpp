@@ -1,0 +1,218 @@
+#include "autograd/ops/pattention.h"
+
+#include <array>
+
+#include "core/errors.h"
+#include "kernels/pattention.h"
+
+namespace tforge {
+
+namespace {
+
+/// Where layer g lies in the columns of the op's result.
+struct Columns {
+  std::int64_t layers;
+  std::int64_t width;  // columns of one layer
+
+  template <class View>
+  View values(View u, std::int64_t g) const {
+    return u.column_range(g * width, width);
+  }
+  template <class View>
+  View weight(View u, std::int64_t g, PattentionNorm norm) const {
+    return norm == PattentionNorm::l2_norm_gelu ? View{} : u.column_range(layers * width + g, 1);
+  }
+};
+
+struct PattentionNode final : Node {
+  struct Layer {
+    Tensor keys, values, scores;
+    double scale;
+    Grad dkeys, dvalues;
+  };
+
+  PattentionNode(const Var& input, std::span<const PattentionTokens> tokens, PattentionNorm norm_, Reducer& reducer_)
+      : norm(norm_), reducer(reducer_), x(input.value()), dx(use(input)), count(tokens.size()) {
+    for (std::size_t g = 0; g < count; ++g) {
+      layers[g] = {tokens[g].keys.value(), tokens[g].values.value(), {},
+                   tokens[g].scale,        use(tokens[g].keys),      use(tokens[g].values)};
+    }
+  }
+
+  void backward(Tape& tape) override {
+    Stream& stream = tape.stream();
+    const std::int64_t rows = x.shape().rows();
+    const auto groups = static_cast<std::int64_t>(count);
+    const ConstTensorView du = dy().read();
+    const Columns columns{groups, layers[0].values.shape().columns()};
+    std::int64_t workspace_elements = 0;
+    for (std::size_t g = 0; g < count; ++g) {
+      workspace_elements = std::max(
+          workspace_elements, kernels::pattention_backward_workspace(rows, layers[g].keys.shape().rows()));
+    }
+    Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
+    const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
+
+    if (!exchange) {
+      for (std::size_t g = 0; g < count; ++g) {
+        Layer& l = layers[g];
+        const auto i = static_cast<std::int64_t>(g);
+        const GradTarget to_x = target_or_none(dx, tape);
+        const GradTarget to_k = target_or_none(l.dkeys, tape), to_v = target_or_none(l.dvalues, tape);
+        kernels::pattention_backward(stream, norm, l.scale, view(l.scores), stat_of(i), view(x), view(l.keys),
+                                     view(l.values), columns.values(du, i), columns.weight(du, i, norm), to_x.mode,
+                                     to_x.view, to_k.mode, to_k.view, to_v.mode, to_v.view, workspace.view());
+        l.scores = Tensor();
+      }
+      return;
+    }
+
+    // sum_j dB_j B_j runs over all ranks' tokens: first halves, one reduction for all layers, second halves.
+    Tensor dot = tape.empty(Shape{rows, groups}, x.dtype(), Purpose::communication);
+    std::array<Tensor, kMaxPattentionGroup> dscores;
+    for (std::size_t g = 0; g < count; ++g) {
+      Layer& l = layers[g];
+      const auto i = static_cast<std::int64_t>(g);
+      dscores[g] = tape.empty(l.scores.shape(), x.dtype());
+      const GradTarget to_v = target_or_none(l.dvalues, tape);
+      kernels::pattention_mix_backward(stream, norm, l.scale, view(l.scores), stat_of(i), view(l.values),
+                                       columns.values(du, i), {}, to_v.mode, to_v.view, dscores[g].view(),
+                                       dot.view().column_range(i, 1), workspace.view());
+    }
+    reducer.sum(stream, dot.view());
+    for (std::size_t g = 0; g < count; ++g) {
+      Layer& l = layers[g];
+      const auto i = static_cast<std::int64_t>(g);
+      const GradTarget to_x = target_or_none(dx, tape);
+      const GradTarget to_k = target_or_none(l.dkeys, tape);
+      kernels::pattention_scores_backward(stream, norm, l.scale, view(l.scores), stat_of(i),
+                                          dot.view().column_range(i, 1), view(x), view(l.keys), dscores[g].view(),
+                                          to_x.mode, to_x.view, to_k.mode, to_k.view, workspace.view());
+    }
+  }
+
+  static ConstTensorView view(const Tensor& t) { return t.view(); }
+  static GradTarget target_or_none(Grad& grad, Tape& tape) {
+    return grad ? grad.target(tape) : GradTarget{{}, GradMode::overwrite};
+  }
+  ConstTensorView stat_of(std::int64_t g) const {
+    return stat ? static_cast<const Tensor&>(stat).view().column_range(g, 1) : ConstTensorView{};
+  }
+
+  PattentionNorm norm;
+  Reducer& reducer;
+  Tensor x;
+  Grad dx;
+  std::size_t count;
+  std::array<Layer, kMaxPattentionGroup> layers;
+  Tensor stat;  // [T, G], reduced; absent for gelu_l2_norm
+};
+
+struct RowNormalizeNode final : Node {
+  RowNormalizeNode(const Var& input, std::span<const double> scales_, PattentionNorm norm_)
+      : norm(norm_), u(input.value()), du(use(input)), count(scales_.size()) {
+    for (std::size_t g = 0; g < count; ++g) scales[g] = scales_[g];
+  }
+
+  void backward(Tape& tape) override {
+    const auto groups = static_cast<std::int64_t>(count);
+    const Columns columns{groups, u.shape().columns() / groups - 1};
+    Tensor gradient = tape.empty(u.shape(), u.dtype());
+    const ConstTensorView saved = static_cast<const Tensor&>(u).view();
+    for (std::size_t g = 0; g < count; ++g) {
+      const auto i = static_cast<std::int64_t>(g);
+      kernels::row_normalize_backward(tape.stream(), norm, scales[g], columns.values(saved, i),
+                                      columns.weight(saved, i, norm), columns.values(dy().read(), i),
+                                      columns.values(gradient.view(), i), columns.weight(gradient.view(), i, norm));
+    }
+    du.adopt(tape, std::move(gradient));
+  }
+
+  PattentionNorm norm;
+  Tensor u;
+  Grad du;
+  std::size_t count;
+  std::array<double, kMaxPattentionGroup> scales{};
+};
+
+}  // namespace
+
+Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layers, PattentionNorm norm,
+               Reducer& reducer) {
+  if (layers.empty() || layers.size() > kMaxPattentionGroup) {
+    throw ShapeError("pattention: {} layers in a group, want 1 to {}", layers.size(), kMaxPattentionGroup);
+  }
+  Stream& stream = tape.stream();
+  const auto groups = static_cast<std::int64_t>(layers.size());
+  const std::int64_t rows = x.shape().rows();
+  const std::int64_t d_out = layers[0].values.shape().columns();
+  const bool has_stat = norm != PattentionNorm::gelu_l2_norm;
+  const bool has_weight = norm != PattentionNorm::l2_norm_gelu;
+  const Columns columns{groups, d_out};
+
+  std::int64_t workspace_elements = 0;
+  for (const PattentionTokens& l : layers) {
+    if (l.values.shape().columns() != d_out) throw ShapeError("pattention: layers of a group differ in d_out");
+    workspace_elements =
+        std::max(workspace_elements, kernels::pattention_forward_workspace(rows, l.keys.shape().rows()));
+  }
+  Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
+  Tensor u = tape.empty(Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
+  Tensor stat;
+  if (has_stat) stat = tape.empty(Shape{rows, groups}, x.dtype());
+  std::array<Tensor, kMaxPattentionGroup> scores;
+  const auto stat_of = [&](std::int64_t g) { return has_stat ? stat.view().column_range(g, 1) : TensorView{}; };
+
+  const bool exchange = has_stat && !reducer.is_identity();
+  std::int64_t floored = 0;
+  for (std::size_t g = 0; g < layers.size(); ++g) {
+    const PattentionTokens& l = layers[g];
+    const auto i = static_cast<std::int64_t>(g);
+    scores[g] = tape.empty(Shape{rows, l.keys.shape().rows()}, x.dtype());
+    if (exchange) {
+      kernels::pattention_scores_forward(stream, norm, x.view(), l.keys.view(), scores[g].view(), stat_of(i));
+    } else {
+      floored += kernels::pattention_forward(stream, norm, l.scale, x.view(), l.keys.view(), l.values.view(),
+                                             scores[g].view(), stat_of(i), columns.values(u.view(), i),
+                                             columns.weight(u.view(), i, norm), workspace.view());
+    }
+  }
+  if (exchange) {
+    if (norm == PattentionNorm::softmax) reducer.max(stream, stat.view());
+    else reducer.sum(stream, stat.view());
+    for (std::size_t g = 0; g < layers.size(); ++g) {
+      const PattentionTokens& l = layers[g];
+      const auto i = static_cast<std::int64_t>(g);
+      floored += kernels::pattention_mix_forward(stream, norm, l.scale, scores[g].view(), stat_of(i), l.values.view(),
+                                                 columns.values(u.view(), i), columns.weight(u.view(), i, norm),
+                                                 workspace.view());
+    }
+  }
+  tape.floored_rows += floored;
+
+  auto* node = tape.record<PattentionNode>(x, layers, norm, reducer);
+  if (node != nullptr) {
+    node->stat = std::move(stat);
+    for (std::size_t g = 0; g < layers.size(); ++g) node->layers[g].scores = std::move(scores[g]);
+  }
+  return tape.output(std::move(u), node);
+}
+
+Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, PattentionNorm norm) {
+  if (norm == PattentionNorm::l2_norm_gelu) return u;
+  const auto groups = static_cast<std::int64_t>(scales.size());
+  if (groups < 1 || groups > kMaxPattentionGroup || u.shape().columns() % groups != 0) {
+    throw ShapeError("row_normalize: {} layers in {} columns", groups, u.shape().columns());
+  }
+  const Columns columns{groups, u.shape().columns() / groups - 1};
+  Tensor y = tape.empty(Shape{u.shape().rows(), groups * columns.width}, u.dtype());
+  for (std::size_t g = 0; g < scales.size(); ++g) {
+    const auto i = static_cast<std::int64_t>(g);
+    tape.floored_rows +=
+        kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),
+                                       columns.weight(u.view(), i, norm), columns.values(y.view(), i));
+  }
+  return tape.output(std::move(y), tape.record<RowNormalizeNode>(u, scales, norm));
+}
+
+}  // namespace tforge
