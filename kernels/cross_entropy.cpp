@@ -1,0 +1,59 @@
+#include "kernels/cross_entropy.h"
+
+#include "kernels/check.h"
+#include "kernels/cpu/cross_entropy.h"
+
+namespace tforge::kernels {
+
+void cross_entropy_row_max(Stream& stream, ConstTensorView logits, TensorView row_max) {
+  constexpr const char* kOp = "cross_entropy_row_max";
+  check_device(kOp, stream);
+  check_matrix(kOp, "logits", logits, logits.dtype, logits.rows(), logits.columns());
+  check_matrix(kOp, "row_max", row_max, logits.dtype, logits.rows(), 1);
+  with_compute_type(kOp, logits.dtype, [&](auto t) { cpu::cross_entropy_row_max<decltype(t)>(logits, row_max); });
+}
+
+void cross_entropy_row_sum(Stream& stream, ConstTensorView logits, ConstTensorView row_max, ConstTensorView targets,
+                           std::int64_t first_column, TensorView row_sum, TensorView target_logit) {
+  constexpr const char* kOp = "cross_entropy_row_sum";
+  const std::int64_t rows = logits.rows();
+  check_device(kOp, stream);
+  check_matrix(kOp, "logits", logits, logits.dtype, rows, logits.columns());
+  check_matrix(kOp, "row_max", row_max, logits.dtype, rows, 1);
+  check_vector(kOp, "targets", targets, DType::i32, rows);
+  check_matrix(kOp, "row_sum", row_sum, logits.dtype, rows, 1);
+  check_matrix(kOp, "target_logit", target_logit, logits.dtype, rows, 1);
+  with_compute_type(kOp, logits.dtype, [&](auto t) {
+    cpu::cross_entropy_row_sum<decltype(t)>(logits, row_max, targets, first_column, row_sum, target_logit);
+  });
+}
+
+void cross_entropy_nll(Stream& stream, ConstTensorView row_sum, ConstTensorView target_logit, ConstTensorView targets,
+                       TensorView nll) {
+  constexpr const char* kOp = "cross_entropy_nll";
+  const std::int64_t rows = targets.elements();
+  check_device(kOp, stream);
+  check_vector(kOp, "targets", targets, DType::i32, rows);
+  check_matrix(kOp, "row_sum", row_sum, row_sum.dtype, rows, 1);
+  check_matrix(kOp, "target_logit", target_logit, row_sum.dtype, rows, 1);
+  check_vector(kOp, "nll", nll, DType::f64, rows);
+  with_compute_type(kOp, row_sum.dtype, [&](auto t) {
+    cpu::cross_entropy_nll<decltype(t)>(row_sum, target_logit, targets, nll);
+  });
+}
+
+void cross_entropy_backward(Stream& stream, ConstTensorView row_max, ConstTensorView row_sum, ConstTensorView targets,
+                            std::int64_t first_column, double weight, TensorView logits) {
+  constexpr const char* kOp = "cross_entropy_backward";
+  const std::int64_t rows = logits.rows();
+  check_device(kOp, stream);
+  check_matrix(kOp, "logits", logits, logits.dtype, rows, logits.columns());
+  check_matrix(kOp, "row_max", row_max, logits.dtype, rows, 1);
+  check_matrix(kOp, "row_sum", row_sum, logits.dtype, rows, 1);
+  check_vector(kOp, "targets", targets, DType::i32, rows);
+  with_compute_type(kOp, logits.dtype, [&](auto t) {
+    cpu::cross_entropy_backward<decltype(t)>(row_max, row_sum, targets, first_column, weight, logits);
+  });
+}
+
+}  // namespace tforge::kernels

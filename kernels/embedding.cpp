@@ -1,0 +1,40 @@
+#include "kernels/embedding.h"
+
+#include <limits>
+
+#include "kernels/check.h"
+#include "kernels/cpu/embedding.h"
+
+namespace tforge::kernels {
+
+void embedding_forward(Stream& stream, ConstTensorView tokens, ConstTensorView table, std::int64_t first_row,
+                       TensorView y) {
+  constexpr const char* kOp = "embedding_forward";
+  check_device(kOp, stream);
+  check_matrix(kOp, "y", y, table.dtype, tokens.elements(), table.columns());
+  check_matrix(kOp, "table", table, table.dtype, table.rows(), table.columns());
+  check_vector(kOp, "tokens", tokens, DType::i32, tokens.elements());
+  with_compute_type(kOp, table.dtype,
+                    [&](auto t) { cpu::embedding_forward<decltype(t)>(tokens, table, first_row, y); });
+}
+
+void embedding_backward(Stream& stream, ConstTensorView tokens, ConstTensorView dy, std::int64_t first_row,
+                        GradMode mode, TensorView dtable, TensorView workspace) {
+  constexpr const char* kOp = "embedding_backward";
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  check_device(kOp, stream);
+  check_vector(kOp, "tokens", tokens, DType::i32, tokens.elements());
+  check_matrix(kOp, "dtable", dtable, dtable.dtype, dtable.rows(), dtable.columns());
+  check_matrix(kOp, "dy", dy, dtable.dtype, tokens.elements(), dtable.columns());
+  if (tokens.elements() > kMost || dtable.rows() > kMost) {
+    throw ShapeError("{}: {} tokens, {} rows; positions are 32 bits", kOp, tokens.elements(), dtable.rows());
+  }
+  check_workspace(kOp, workspace, DType::i32, embedding_workspace(tokens.elements(), dtable.rows()));
+  with_compute_type(kOp, dtable.dtype, [&](auto t) {
+    cpu::embedding_backward<decltype(t)>(tokens, dy, first_row, mode, dtable, workspace);
+  });
+}
+
+std::int64_t embedding_workspace(std::int64_t tokens, std::int64_t rows) { return tokens + rows; }
+
+}  // namespace tforge::kernels

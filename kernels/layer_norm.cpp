@@ -1,0 +1,56 @@
+#include "kernels/layer_norm.h"
+
+#include "kernels/check.h"
+#include "kernels/cpu/layer_norm.h"
+
+namespace tforge::kernels {
+
+void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView bias, double eps,
+                        TensorView y, TensorView mean, TensorView rstd) {
+  constexpr const char* kOp = "layer_norm_forward";
+  const DType dtype = x.dtype;
+  check_device(kOp, stream);
+  check_matrix(kOp, "x", x, dtype, x.rows(), x.columns());
+  check_matrix(kOp, "y", y, dtype, x.rows(), x.columns());
+  if (static_cast<bool>(weight) != static_cast<bool>(bias)) {
+    throw ShapeError("{}: weight and bias go together, one of them is empty", kOp);
+  }
+  if (weight) {
+    check_vector(kOp, "weight", weight, dtype, x.columns());
+    check_vector(kOp, "bias", bias, dtype, x.columns());
+  }
+  if (mean) check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
+  if (rstd) check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
+  with_compute_type(kOp, dtype, [&](auto t) {
+    cpu::layer_norm_forward<decltype(t)>(x, weight, bias, eps, y, mean, rstd);
+  });
+}
+
+void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView mean,
+                         ConstTensorView rstd, ConstTensorView dy, GradMode dx_mode, TensorView dx,
+                         GradMode parameter_mode, TensorView dweight, TensorView dbias) {
+  constexpr const char* kOp = "layer_norm_backward";
+  const DType dtype = x.dtype;
+  check_device(kOp, stream);
+  check_matrix(kOp, "x", x, dtype, x.rows(), x.columns());
+  check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
+  check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
+  check_matrix(kOp, "dy", dy, dtype, x.rows(), x.columns());
+  if (weight) check_vector(kOp, "weight", weight, dtype, x.columns());
+  if (dx) check_matrix(kOp, "dx", dx, dtype, x.rows(), x.columns());
+  if (static_cast<bool>(dweight) != static_cast<bool>(dbias)) {
+    throw ShapeError("{}: dweight and dbias go together, one of them is empty", kOp);
+  }
+  if (dweight) {
+    check_vector(kOp, "dweight", dweight, dtype, x.columns());
+    check_vector(kOp, "dbias", dbias, dtype, x.columns());
+  }
+  with_compute_type(kOp, dtype, [&](auto t) {
+    using T = decltype(t);
+    // First the parameters: dx may lie over dy.
+    if (dweight) cpu::layer_norm_parameter_gradients<T>(x, mean, rstd, dy, parameter_mode, dweight, dbias);
+    if (dx) cpu::layer_norm_input_gradient<T>(x, weight, mean, rstd, dy, dx_mode, dx);
+  });
+}
+
+}  // namespace tforge::kernels
