@@ -1,0 +1,228 @@
+#include "train/config_schema.h"
+
+#include <cmath>
+#include <utility>
+
+namespace tforge {
+
+namespace {
+
+struct Check {
+  std::string want;
+  std::function<bool(double)> ok;
+};
+
+Check at_least(std::int64_t low) {
+  return {fmt::format("at least {}", low), [low](double v) { return v >= static_cast<double>(low); }};
+}
+Check positive() {
+  return {"more than 0", [](double v) { return v > 0 && std::isfinite(v); }};
+}
+Check not_negative() {
+  return {"0 or more", [](double v) { return v >= 0 && std::isfinite(v); }};
+}
+Check fraction() {
+  return {"a fraction from 0 to 1", [](double v) { return v >= 0 && v <= 1; }};
+}
+Check below_one() {
+  return {"from 0 to below 1", [](double v) { return v >= 0 && v < 1; }};
+}
+
+/// `member` is a generic lambda from a RunConfig (const or not) to a reference to the member.
+template <class Member>
+Field number_field(std::string key, FieldType type, Member member, const Check& check, std::string doc) {
+  using T = std::remove_cvref_t<decltype(member(std::declval<RunConfig&>()))>;
+  Field f{std::move(key), type, std::move(doc), {}, check.want, {}, {}, {}};
+  if (check.ok) {
+    f.in_range = [ok = check.ok](const FieldValue& v) { return ok(static_cast<double>(std::get<T>(v))); };
+  }
+  f.get = [member](const RunConfig& c) { return FieldValue(member(c)); };
+  f.set = [member](RunConfig& c, const FieldValue& v) { member(c) = std::get<T>(v); };
+  return f;
+}
+
+template <class Member>
+Field integer(std::string key, Member member, const Check& check, std::string doc) {
+  return number_field(std::move(key), FieldType::integer, member, check, std::move(doc));
+}
+
+template <class Member>
+Field real(std::string key, Member member, const Check& check, std::string doc) {
+  return number_field(std::move(key), FieldType::real, member, check, std::move(doc));
+}
+
+template <class Member>
+Field duration(std::string key, Member member, std::string doc) {
+  return number_field(std::move(key), FieldType::duration, member, not_negative(), std::move(doc));
+}
+
+enum class Text { required, may_be_empty };
+
+template <class Member>
+Field text(std::string key, Member member, Text need, std::string doc) {
+  Field f{std::move(key), FieldType::text, std::move(doc), {}, "", {}, {}, {}};
+  if (need == Text::required) {
+    f.want = "a text that is not empty";
+    f.in_range = [](const FieldValue& v) { return !std::get<std::string>(v).empty(); };
+  }
+  f.get = [member](const RunConfig& c) { return FieldValue(member(c)); };
+  f.set = [member](RunConfig& c, const FieldValue& v) { member(c) = std::get<std::string>(v); };
+  return f;
+}
+
+/// `names` in the order of the enumerators, which count from 0.
+template <class Member>
+Field choice(std::string key, Member member, std::vector<std::string> names, std::string doc) {
+  using E = std::remove_cvref_t<decltype(member(std::declval<RunConfig&>()))>;
+  Field f{std::move(key), FieldType::choice, std::move(doc), names, "", {}, {}, {}};
+  f.get = [member, names](const RunConfig& c) { return FieldValue(names[static_cast<std::size_t>(member(c))]); };
+  f.set = [member, names](RunConfig& c, const FieldValue& v) {
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (names[i] == std::get<std::string>(v)) member(c) = static_cast<E>(i);
+    }
+  };
+  return f;
+}
+
+#define MEMBER(path) [](auto& c) -> auto& { return c.path; }
+
+Field token_count(TokenGroup group) {
+  return integer(
+      fmt::format("model.tokens.{}", name_of(group)),
+      [i = static_cast<std::size_t>(group)](auto& c) -> auto& { return c.model.tokens[i]; }, at_least(1),
+      fmt::format("parameter tokens of the {} layer of each block", name_of(group)));
+}
+
+std::vector<Field> make_fields() {
+  const auto norms = {std::string(name_of(PattentionNorm::l2_norm_gelu)),
+                      std::string(name_of(PattentionNorm::gelu_l2_norm)),
+                      std::string(name_of(PattentionNorm::softmax))};
+  std::vector<Field> f;
+  f.push_back(text("model.kind", MEMBER(model.kind), Text::required, "architecture: tokenformer"));
+  f.push_back(integer("model.layers", MEMBER(model.layers), at_least(1), "blocks"));
+  f.push_back(integer("model.dim", MEMBER(model.dim), at_least(1), "width of the residual stream"));
+  f.push_back(integer("model.heads", MEMBER(model.heads), at_least(1), "attention heads; a divisor of model.dim"));
+  f.push_back(integer("model.vocab", MEMBER(model.vocab), at_least(0), "vocabulary; 0 takes the dataset's"));
+  f.push_back(integer("model.max_seq", MEMBER(model.max_seq), at_least(1), "longest sequence the model is used with"));
+  f.push_back(choice("model.norm", MEMBER(model.norm), norms, "normalisation of Pattention"));
+  f.push_back(real("model.rotary_fraction", MEMBER(model.rotary_fraction), fraction(),
+                   "share of each head's dimensions that rotary embedding turns"));
+  f.push_back(real("model.rotary_base", MEMBER(model.rotary_base), positive(), "base of the rotary frequencies"));
+  f.push_back(real("model.layernorm_eps", MEMBER(model.layernorm_eps), positive(), "epsilon of LayerNorm"));
+  for (const TokenGroup group : kTokenGroups) f.push_back(token_count(group));
+
+  f.push_back(text("data.path", MEMBER(data.path), Text::required, "token dataset written by tf_prepare"));
+
+  f.push_back(integer("train.seq", MEMBER(train.seq), at_least(0), "tokens of a sequence; 0 takes model.max_seq"));
+  f.push_back(integer("train.batch", MEMBER(train.batch), at_least(1), "sequences of an update, over all ranks"));
+  f.push_back(integer("train.micro_batch", MEMBER(train.micro_batch), at_least(0),
+                      "sequences a rank computes at once; 0 takes all of its share of the batch"));
+  f.push_back(integer("train.steps", MEMBER(train.steps), at_least(1),
+                      "ends the run after this many updates, counted from birth through all growths"));
+  f.push_back(integer("train.max_tokens", MEMBER(train.max_tokens), at_least(0),
+                      "ends the run after this many tokens, counted likewise; 0 sets no limit"));
+  f.push_back(duration("train.max_time", MEMBER(train.max_time),
+                       "ends this process after so long, saved: seconds or \"1h30m\"; 0 sets no limit"));
+  f.push_back(real("train.lr", MEMBER(train.lr), positive(), "peak learning rate"));
+  f.push_back(choice("train.schedule", MEMBER(train.schedule), {"cosine", "wsd", "constant"},
+                     "learning rate after the warm-up: cosine to the floor; flat, then linear to the floor; flat"));
+  f.push_back(integer("train.warmup_steps", MEMBER(train.warmup_steps), at_least(0), "updates of linear warm-up"));
+  f.push_back(integer("train.decay_steps", MEMBER(train.decay_steps), at_least(0),
+                      "updates of the decay; 0: all after the warm-up (cosine), the last tenth (wsd)"));
+  f.push_back(real("train.final_lr_fraction", MEMBER(train.final_lr_fraction), fraction(),
+                   "floor of the schedule as a fraction of its peak"));
+  f.push_back(real("train.beta1", MEMBER(train.beta1), below_one(), "AdamW: decay of the first moment"));
+  f.push_back(real("train.beta2", MEMBER(train.beta2), below_one(), "AdamW: decay of the second moment"));
+  f.push_back(real("train.eps", MEMBER(train.eps), positive(), "AdamW: epsilon"));
+  f.push_back(real("train.weight_decay", MEMBER(train.weight_decay), not_negative(),
+                   "AdamW: decoupled decay, of all but the final norm"));
+  f.push_back(real("train.clip", MEMBER(train.clip), not_negative(), "bound of the global gradient norm; 0: none"));
+  f.push_back(integer("train.eval_every", MEMBER(train.eval_every), at_least(0),
+                      "updates between evaluations on the validation split; 0: none"));
+  f.push_back(integer("train.eval_tokens", MEMBER(train.eval_tokens), at_least(0),
+                      "tokens of such an evaluation; 0: the whole split"));
+  f.push_back(integer("train.max_bad_steps", MEMBER(train.max_bad_steps), at_least(1),
+                      "stops the run after so many non-finite updates in a row; each is skipped"));
+  f.push_back(integer("train.seed", MEMBER(train.seed), at_least(0), "seed of initialisation and sample order"));
+  f.push_back(choice("train.dtype", MEMBER(train.dtype), {"f32", "f64"}, "arithmetic of the model"));
+
+  f.push_back(choice("train.growth.schedule", MEMBER(train.growth.schedule), {"restart", "continue"},
+                     "after a growth the schedule starts again, over the steps left, or goes on"));
+  f.push_back(real("train.growth.restart_peak_fraction", MEMBER(train.growth.restart_peak_fraction), positive(),
+                   "peak of a restarted schedule as a fraction of train.lr"));
+  f.push_back(choice("train.growth.moments", MEMBER(train.growth.moments), {"keep", "reset"},
+                     "moments and ages of old rows at a growth"));
+  f.push_back(choice("train.growth.old_rows", MEMBER(train.growth.old_rows), {"train", "freeze", "rate"},
+                     "old rows after a growth: trained, frozen, or trained at old_rows_rate"));
+  f.push_back(real("train.growth.old_rows_rate", MEMBER(train.growth.old_rows_rate), not_negative(),
+                   "learning-rate factor of old rows where old_rows = \"rate\""));
+  f.push_back(integer("train.growth.new_rows_warmup_steps", MEMBER(train.growth.new_rows_warmup_steps), at_least(0),
+                      "updates of linear warm-up of new rows, over their own age"));
+
+  f.push_back(text("run.dir", MEMBER(run.dir), Text::required, "folder of checkpoints and metrics.jsonl"));
+  f.push_back(text("run.name", MEMBER(run.name), Text::may_be_empty, "a name to find the run by"));
+  f.push_back(integer("run.save_every", MEMBER(run.save_every), at_least(0),
+                      "updates between checkpoints; 0: only at the end"));
+  f.push_back(integer("run.keep_last", MEMBER(run.keep_last), at_least(1),
+                      "checkpoints kept besides the ends of stages"));
+  f.push_back(integer("run.log_every", MEMBER(run.log_every), at_least(1), "updates between lines of progress"));
+  f.push_back(integer("run.threads", MEMBER(run.threads), at_least(0),
+                      "threads of a rank; 0: cores it may use / ranks on the node"));
+  f.push_back(text("run.resume", MEMBER(run.resume), Text::required,
+                   "auto: from the latest checkpoint in run.dir; never; or a checkpoint's path"));
+  f.push_back(integer("run.expect_ranks", MEMBER(run.expect_ranks), at_least(0),
+                      "fails at once with another number of ranks; 0: only asks the launcher"));
+  f.push_back(choice("run.device", MEMBER(run.device), {"cpu"}, "where the model computes"));
+
+  f.push_back(integer("parallel.dp", MEMBER(parallel.dp), at_least(0),
+                      "ranks that share the batch; 0: ranks / parallel.tp"));
+  f.push_back(integer("parallel.tp", MEMBER(parallel.tp), at_least(0),
+                      "ranks that share the parameter tokens; 0: ranks / parallel.dp"));
+  f.push_back(choice("parallel.token_shards", MEMBER(parallel.token_shards), {"even", "append"},
+                     "borders of parameter tokens: split anew, or added ranks own only added tokens"));
+  f.push_back(duration("parallel.timeout_s", MEMBER(parallel.timeout_s),
+                       "longest time of one collective before the job ends with code 12; 0 waits for ever"));
+  return f;
+}
+
+#undef MEMBER
+
+}  // namespace
+
+std::span<const Field> config_fields() {
+  static const std::vector<Field> fields = make_fields();
+  return fields;
+}
+
+const Field* find_field(std::string_view key) {
+  for (const Field& field : config_fields()) {
+    if (field.key == key) return &field;
+  }
+  return nullptr;
+}
+
+void validate(const RunConfig& config) {
+  ModelConfig model = config.model;
+  if (model.vocab == 0) model.vocab = 1;  // the dataset will tell
+  model.validate();
+  const TrainConfig& train = config.train;
+  if (train.seq > model.max_seq) {
+    throw ConfigError("train.seq = {} is longer than model.max_seq = {}", train.seq, model.max_seq);
+  }
+  if (config.seq() < 2) throw ConfigError("train.seq = {}: at least 2 tokens are needed", config.seq());
+  if (train.micro_batch > train.batch) {
+    throw ConfigError("train.micro_batch = {} is larger than train.batch = {}", train.micro_batch, train.batch);
+  }
+  if (train.warmup_steps > train.steps) {
+    throw ConfigError("train.warmup_steps = {} is more than train.steps = {}", train.warmup_steps, train.steps);
+  }
+  if (train.warmup_steps + train.decay_steps > train.steps) {
+    throw ConfigError("train.decay_steps = {} and train.warmup_steps = {} are together more than train.steps = {}",
+                      train.decay_steps, train.warmup_steps, train.steps);
+  }
+  if (config.parallel.dp == 0 && config.parallel.tp == 0) {
+    throw ConfigError("parallel.dp = 0 and parallel.tp = 0: one of them can be derived, so give the other");
+  }
+}
+
+}  // namespace tforge

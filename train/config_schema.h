@@ -1,0 +1,38 @@
+#pragma once
+// The table of configuration keys, and the type of its rows.
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "train/config.h"
+
+namespace tforge {
+
+enum class FieldType { integer, real, text, choice, duration };
+
+/// integer: int64; real and duration (seconds): double; text and choice: string.
+using FieldValue = std::variant<std::int64_t, double, std::string>;
+
+struct Field {
+  std::string key;  // "train.lr"; sections are contiguous in the table
+  FieldType type;
+  std::string doc;
+  std::vector<std::string> choices;                 // of a choice
+  std::string want;                                 // "more than 0"; "" when every value will do
+  std::function<bool(const FieldValue&)> in_range;  // may be empty
+  std::function<FieldValue(const RunConfig&)> get;
+  std::function<void(RunConfig&, const FieldValue&)> set;
+};
+
+std::span<const Field> config_fields();
+
+/// nullptr for an unknown key.
+const Field* find_field(std::string_view key);
+
+/// What does not fit between keys: a complaint that begins with the key to blame. Throws ConfigError.
+void validate(const RunConfig& config);
+
+}  // namespace tforge
