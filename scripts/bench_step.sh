@@ -13,6 +13,7 @@ ours=$build/bench/step_bench
 python=$(python_with torch)
 export OMP_NUM_THREADS=$threads
 openblas=/usr/lib/x86_64-linux-gnu/openblas-openmp
+choose_openblas_kernels
 
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
