@@ -1,0 +1,67 @@
+#pragma once
+// The parameters of a model: stable paths, shards, and one contiguous tensor for all values and one for all gradients.
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "autograd/var.h"
+#include "core/allocator.h"
+#include "core/tensor.h"
+#include "parallel/shard.h"
+
+namespace tforge {
+
+/// sharded: each tensor-parallel rank holds the rows of its borders. replicated: every rank holds the whole.
+enum class Placement : std::uint8_t { sharded, replicated };
+/// Whether decoupled weight decay applies.
+enum class Decay : std::uint8_t { yes, no };
+
+struct ParameterSpec {
+  std::string path;   // "layers.0.attention.query.keys"; stable, used in checkpoints
+  Shape shape;        // of the whole, rows x columns (or a vector)
+  Placement placement = Placement::sharded;
+  ShardBorders borders;  // rows of each tensor-parallel rank; unused when replicated
+  Decay decay = Decay::yes;
+};
+
+struct Parameter {
+  ParameterSpec spec;
+  std::int64_t first_row = 0;  // of the rows held here
+  std::int64_t rows = 0;       // held here
+  Tensor gradient;             // [rows, columns], part of ParameterSet::gradients()
+  Var var;                     // value and gradient slot
+
+  const std::string& path() const { return spec.path; }
+  Tensor value() const { return var.value(); }
+  std::int64_t columns() const { return spec.shape.rank() == 1 ? 1 : spec.shape.columns(); }
+};
+
+class ParameterSet {
+ public:
+  /// Allocates values (zero) and gradients (zero) of what tensor-parallel rank `tp_rank` holds. Each parameter starts
+  /// at a multiple of 16 elements; the gaps stay zero.
+  ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank);
+
+  std::deque<Parameter>& all() { return parameters_; }
+  const std::deque<Parameter>& all() const { return parameters_; }
+  /// Throws InternalError when there is none of that path.
+  Parameter& find(std::string_view path);
+  const Parameter& find(std::string_view path) const;
+  /// All values, and all gradients, as one vector each: what data parallelism reduces in one call.
+  Tensor& values() { return values_; }
+  Tensor& gradients() { return gradients_; }
+  DType dtype() const { return dtype_; }
+
+  /// Forgets all gradients without touching memory: the next contribution overwrites.
+  void clear_gradients();
+  /// Zeroes the gradient of every parameter that received none since clear_gradients().
+  void finish_gradients();
+
+ private:
+  DType dtype_;
+  Tensor values_, gradients_;
+  std::deque<Parameter> parameters_;
+};
+
+}  // namespace tforge
