@@ -5,6 +5,7 @@
 // the world (parallel/watchdog.h): one that does not finish in time ends the process with exit code 12 and a line that
 // names rank, collective and phase.
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -63,6 +64,8 @@ class Communicator {
 struct WorldOptions {
   double timeout_seconds = 600;  // for one collective; 0 waits for ever
   int expect_ranks = 0;          // 0: no expectation beyond what the launcher says
+  // Elements of one MPI call, whose counts are int: larger tensors go in pieces. Tests lower it.
+  std::int64_t max_count = std::numeric_limits<std::int32_t>::max();
 };
 
 /// Starts MPI and returns all ranks of the job. Throws ResourceError when the number of MPI ranks differs from what the

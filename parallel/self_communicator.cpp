@@ -1,0 +1,51 @@
+// A communicator of one rank: nothing is sent, arguments are checked as if it were.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "parallel/checks.h"
+#include "parallel/communicator.h"
+
+namespace tforge {
+namespace {
+
+void copy(ConstTensorView from, TensorView to) {
+  if (from.data == to.data || from.elements() == 0) return;
+  std::memcpy(to.data, from.data, static_cast<std::size_t>(from.elements()) * size_of(from.dtype));
+}
+
+class SelfCommunicator final : public Communicator {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  std::unique_ptr<Communicator> split(int, int) override { return create_self(); }
+  void barrier() override {}
+  void broadcast(Stream&, TensorView x, int root) override {
+    checks::sendable("broadcast", x);
+    checks::root("broadcast", root, 1);
+  }
+  void all_reduce(Stream&, TensorView x, ReduceOp) override { checks::sendable("all_reduce", x); }
+  void all_gather(Stream&, ConstTensorView send, TensorView receive, std::span<const std::int64_t> counts) override {
+    checks::blocks("all_gather", send, receive, counts, 0, 1);
+    copy(send, receive);
+  }
+  void reduce_scatter(Stream&, ConstTensorView send, TensorView receive,
+                      std::span<const std::int64_t> counts) override {
+    checks::blocks("reduce_scatter", receive, send, counts, 0, 1);
+    checks::floating("reduce_scatter", send.dtype);
+    copy(send, receive);
+  }
+  std::vector<std::string> all_gather_bytes(const std::string& bytes) override { return {bytes}; }
+  [[noreturn]] void abort(int code) override {
+    std::fflush(nullptr);
+    std::_Exit(code);
+  }
+  void shutdown() override {}
+  Traffic traffic() const override { return {}; }
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> create_self() { return std::make_unique<SelfCommunicator>(); }
+
+}  // namespace tforge
