@@ -1,0 +1,45 @@
+#pragma once
+// Reads a published TokenFormer in HDF5: its configuration, its tensors under the names of the public code, and what
+// that code computed from them (hidden states, logits, loss, gradients).
+//
+//   attributes  layers hidden heads vocab batch seq qkv_slots proj_slots ffn_slots norm_activation rotary_pct
+//               rotary_base layernorm_eps loss
+//   weights/, grads/   sequential.0.word_embeddings.weight, sequential.{2+i}.attention.{query,key,value,proj}.
+//                      {key,value}_param_tokens, sequential.{2+i}.mlp.{key,value}_param_tokens,
+//                      sequential.{L+3}.norm.{weight,bias}
+//   hidden/i [batch, seq, hidden]   output of block i      logits [batch, seq, vocab]      tokens, labels [batch, seq]
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/pattention_norm.h"
+#include "storage/hdf5_file.h"
+
+namespace tforge {
+
+class PublishedFile {
+ public:
+  /// Throws DataError when the file is not of this form.
+  explicit PublishedFile(const std::string& path);
+
+  std::int64_t layers = 0, dim = 0, heads = 0, vocab = 0, batch = 0, seq = 0;
+  std::int64_t qkv_tokens = 0, proj_tokens = 0, ffn_tokens = 0;
+  PattentionNorm norm = PattentionNorm::l2_norm_gelu;
+  double rotary_fraction = 0, rotary_base = 0, layernorm_eps = 0;
+  double loss = 0;
+
+  std::vector<std::int32_t> tokens() const { return file_.read<std::int32_t>("tokens"); }
+  std::vector<std::int32_t> labels() const { return file_.read<std::int32_t>("labels"); }
+  /// The values of a tensor of `elements` elements. Throws DataError when it is missing or of another size.
+  std::vector<double> tensor(const std::string& path, std::int64_t elements) const;
+  const std::string& file_path() const { return file_.file_path(); }
+
+ private:
+  Hdf5File file_;
+};
+
+/// The published name of a parameter of ours: "layers.0.ffn.keys" -> "sequential.2.mlp.key_param_tokens".
+/// Throws InternalError for a path that has none.
+std::string published_name(const std::string& path, std::int64_t layers);
+
+}  // namespace tforge

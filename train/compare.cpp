@@ -1,0 +1,127 @@
+#include "train/compare.h"
+
+#include <cmath>
+
+#include "checkpoint/published_file.h"
+#include "core/allocator.h"
+#include "model/tokenformer.h"
+#include "parallel/grad_sync.h"
+
+namespace tforge {
+
+namespace {
+
+/// Gathers max |difference| and max |reference| of each tensor, to be reduced over the ranks in one call.
+class Differences {
+ public:
+  void add(const std::string& name, std::span<const double> reference, const Tensor& ours) {
+    double difference = 0, largest = 0;
+    with_compute_type("compare", ours.dtype(), [&](auto zero) {
+      const auto values = ours.span<decltype(zero)>();
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const double d = std::abs(static_cast<double>(values[i]) - reference[i]);
+        difference = d <= difference ? difference : d;  // a NaN sticks
+        largest = std::max(largest, std::abs(reference[i]));
+      }
+    });
+    names_.push_back(name);
+    numbers_.push_back(std::isnan(difference) ? INFINITY : difference);
+    numbers_.push_back(largest);
+  }
+
+  std::vector<TensorError> result(Stream& stream, Mesh& mesh) {
+    const TensorView view{numbers_.data(), DType::f64, Device::cpu, Shape{static_cast<std::int64_t>(numbers_.size())},
+                          static_cast<std::int64_t>(numbers_.size())};
+    mesh.tp_comm->all_reduce(stream, view, ReduceOp::max);
+    mesh.dp_comm->all_reduce(stream, view, ReduceOp::max);
+    std::vector<TensorError> errors;
+    for (std::size_t i = 0; i < names_.size(); ++i) {
+      errors.push_back({names_[i], numbers_[2 * i] / std::max(numbers_[2 * i + 1], 1e-300)});
+    }
+    return errors;
+  }
+
+ private:
+  std::vector<std::string> names_;
+  std::vector<double> numbers_;
+};
+
+template <class T>
+std::span<const T> part(const std::vector<T>& all, std::int64_t first, std::int64_t count) {
+  return std::span(all).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+}
+
+}  // namespace
+
+std::vector<TensorError> compare_with_published(const std::string& path, DType dtype, Mesh& mesh) {
+  const PublishedFile file(path);
+  ModelConfig config;
+  config.layers = file.layers;
+  config.dim = file.dim;
+  config.heads = file.heads;
+  config.vocab = file.vocab;
+  config.max_seq = file.seq;
+  config.tokens = {file.qkv_tokens, file.qkv_tokens, file.qkv_tokens, file.proj_tokens, file.ffn_tokens};
+  config.norm = file.norm;
+  config.rotary_fraction = file.rotary_fraction;
+  config.rotary_base = file.rotary_base;
+  config.layernorm_eps = file.layernorm_eps;
+
+  Allocator allocator;
+  Stream stream;
+  TokenFormer model(allocator, stream, config, dtype, *mesh.tp_comm, ShardPlan::even(config, mesh.tp));
+  for (Parameter& p : model.parameters().all()) {
+    const std::vector<double> values =
+        file.tensor("weights/" + published_name(p.path(), config.layers), p.spec.shape.elements());
+    Tensor value = p.value();
+    with_compute_type("compare", dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const auto mine = part(values, p.first_row * p.columns(), value.elements());
+      std::ranges::transform(mine, value.span<T>().begin(), [](double x) { return static_cast<T>(x); });
+    });
+  }
+
+  const ShardBorders sequences = ShardBorders::even(file.batch, mesh.dp, "the file's sequences");
+  const std::int64_t first = sequences.begin(mesh.dp_index), count = sequences.count(mesh.dp_index);
+  const std::vector<std::int32_t> all_tokens = file.tokens(), all_labels = file.labels();
+  const Shape shape{count * file.seq};
+  const Tensor tokens =
+      Tensor::of(allocator, shape, part(all_tokens, first * file.seq, count * file.seq), Purpose::activations);
+  const Tensor labels =
+      Tensor::of(allocator, shape, part(all_labels, first * file.seq, count * file.seq), Purpose::activations);
+
+  Differences differences;
+  {
+    Tape tape(allocator, stream, TapeMode::inference);
+    std::vector<Tensor> blocks;
+    const Tensor logits = model.logits(tape, tokens, count, &blocks);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const std::string name = fmt::format("hidden/{}", i);
+      const std::vector<double> theirs = file.tensor(name, file.batch * file.seq * file.dim);
+      differences.add(name, part(theirs, first * file.seq * file.dim, count * file.seq * file.dim), blocks[i]);
+    }
+    const std::vector<double> theirs = file.tensor("logits", file.batch * file.seq * file.vocab);
+    differences.add("logits", part(theirs, first * file.seq * file.vocab, count * file.seq * file.vocab), logits);
+  }
+
+  Tape tape(allocator, stream, TapeMode::training);
+  const double weight = 1.0 / static_cast<double>(file.batch * file.seq);
+  HeadLoss loss = model.loss(tape, tokens, labels, count, weight);
+  tape.backward(loss.loss);
+  model.parameters().finish_gradients();
+  sync_gradients(stream, model.parameters().gradients(), *mesh.dp_comm);
+  double mean = loss.nll_sum * weight;
+  mesh.dp_comm->all_reduce(stream, TensorView{&mean, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
+  const std::vector<double> their_loss = {file.loss};
+  const std::vector<double> our_loss = {mean};
+  differences.add("loss", their_loss,
+                  Tensor::of(allocator, Shape{1}, std::span<const double>(our_loss), Purpose::activations));
+  for (const Parameter& p : model.parameters().all()) {
+    const std::string name = "grads/" + published_name(p.path(), config.layers);
+    const std::vector<double> theirs = file.tensor(name, p.spec.shape.elements());
+    differences.add(name, part(theirs, p.first_row * p.columns(), p.gradient.elements()), p.gradient);
+  }
+  return differences.result(stream, mesh);
+}
+
+}  // namespace tforge
