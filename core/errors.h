@@ -11,6 +11,7 @@ namespace tforge {
 
 enum class ExitCode : int {
   done = 0,
+  differs = 1,           // a comparison that was asked for is over its tolerance
   bad_input = 2,         // usage, configuration or input data
   no_resources = 3,      // disk, memory, ranks, devices
   damaged = 4,           // damaged checkpoint
