@@ -1,0 +1,25 @@
+#include "kernels/gelu.h"
+
+#include "kernels/check.h"
+#include "kernels/cpu/gelu.h"
+
+namespace tforge::kernels {
+
+void gelu_forward(Stream& stream, ConstTensorView x, TensorView y) {
+  const char* op = "gelu_forward";
+  check_device(op, stream);
+  check_matrix(op, "x", x, x.dtype, x.rows(), x.columns());
+  check_matrix(op, "y", y, x.dtype, x.rows(), x.columns());
+  with_compute_type(op, x.dtype, [&](auto t) { cpu::gelu_forward<decltype(t)>(x, y); });
+}
+
+void gelu_backward(Stream& stream, ConstTensorView x, ConstTensorView dy, GradMode mode, TensorView dx) {
+  const char* op = "gelu_backward";
+  check_device(op, stream);
+  check_matrix(op, "x", x, x.dtype, x.rows(), x.columns());
+  check_matrix(op, "dy", dy, x.dtype, x.rows(), x.columns());
+  check_matrix(op, "dx", dx, x.dtype, x.rows(), x.columns());
+  with_compute_type(op, x.dtype, [&](auto t) { cpu::gelu_backward<decltype(t)>(x, dy, mode, dx); });
+}
+
+}  // namespace tforge::kernels

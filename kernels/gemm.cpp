@@ -1,0 +1,32 @@
+#include "kernels/gemm.h"
+
+#include <limits>
+
+#include "kernels/check.h"
+#include "kernels/cpu/gemm.h"
+
+namespace tforge::kernels {
+
+void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTensorView a, ConstTensorView b,
+          GradMode mode, TensorView c) {
+  const char* op = "gemm";
+  check_device(op, stream);
+  const std::int64_t m = c.rows();
+  const std::int64_t n = c.columns();
+  const std::int64_t k = a_op == Transpose::yes ? a.rows() : a.columns();
+  check_matrix(op, "C", c, c.dtype, m, n);
+  check_matrix(op, "A", a, c.dtype, a_op == Transpose::yes ? k : m, a_op == Transpose::yes ? m : k);
+  check_matrix(op, "B", b, c.dtype, b_op == Transpose::yes ? n : k, b_op == Transpose::yes ? k : n);
+  for (const std::int64_t size : {m, n, k, a.row_stride, b.row_stride, c.row_stride}) {
+    if (size > std::numeric_limits<int>::max()) {
+      throw ShapeError("gemm: a size or row stride of {} is more than a 32-bit BLAS can take", size);
+    }
+  }
+  with_compute_type(op, c.dtype, [&](auto t) { cpu::gemm<decltype(t)>(a_op, b_op, alpha, a, b, mode, c); });
+}
+
+void start_cpu_runtime(int threads) { cpu::start_runtime(threads); }
+
+const char* blas_description() { return cpu::blas_description(); }
+
+}  // namespace tforge::kernels
