@@ -1,0 +1,126 @@
+#include "train/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <vector>
+
+#include "core/errors.h"
+
+namespace tforge {
+
+namespace {
+
+struct Window {
+  std::uint64_t first;   // input
+  std::int64_t inputs;
+  std::int64_t skipped;  // leading targets that an earlier window has scored
+};
+
+struct Plan {
+  std::vector<Window> windows;
+  EvalResult totals;
+};
+
+Plan plan_windows(const TokenSplit& split, std::int64_t context, std::int64_t stride, std::int64_t max_tokens) {
+  Plan plan;
+  for (std::uint64_t d = 0; d < split.documents(); ++d) {
+    if (max_tokens > 0 && plan.totals.tokens >= max_tokens) break;
+    const DocumentInfo document = split.document(d);
+    ++plan.totals.documents;
+    plan.totals.bytes += static_cast<std::int64_t>(document.bytes);
+    plan.totals.words += static_cast<std::int64_t>(document.words);
+    const std::int64_t last = static_cast<std::int64_t>(document.tokens) - 1;  // target of the last window
+    for (std::int64_t scored = 0; scored < last;) {
+      const std::int64_t end = std::min(last, scored == 0 ? context : scored + stride);
+      const std::int64_t begin = std::max<std::int64_t>(0, end - context);
+      plan.windows.push_back({document.first_token + static_cast<std::uint64_t>(begin), end - begin, scored - begin});
+      plan.totals.tokens += end - scored;
+      scored = end;
+    }
+  }
+  return plan;
+}
+
+}  // namespace
+
+double EvalResult::token_perplexity() const { return std::exp(nll()); }
+double EvalResult::word_perplexity() const { return std::exp(nll_sum / static_cast<double>(words)); }
+double EvalResult::bits_per_byte() const { return nll_sum / std::numbers::ln2 / static_cast<double>(bytes); }
+
+EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptions& options, Mesh& mesh,
+                    Allocator& allocator, Stream& stream) {
+  const std::int64_t context = options.context > 0 ? options.context : model.config().max_seq;
+  const std::int64_t stride = options.stride > 0 ? options.stride : std::max<std::int64_t>(context / 2, 1);
+  if (context > model.config().max_seq) {
+    throw ConfigError("a context of {} tokens for a model trained on {}; choose at most {}", context,
+                      model.config().max_seq, model.config().max_seq);
+  }
+  if (stride > context) throw ConfigError("a stride of {} tokens skips some in a context of {}", stride, context);
+  if (options.batch < 1) throw ConfigError("a batch of {} windows: at least 1 is needed", options.batch);
+  Plan plan = plan_windows(split, context, stride, options.max_tokens);
+  if (plan.totals.tokens == 0) throw DataError("{}: no document has two tokens, so nothing can be scored", split.name());
+
+  // Windows of like length go together, so that little is computed for padding.
+  std::ranges::stable_sort(plan.windows, std::greater<>(), &Window::inputs);
+  std::vector<Window> mine;
+  for (std::size_t i = static_cast<std::size_t>(mesh.dp_index); i < plan.windows.size();
+       i += static_cast<std::size_t>(mesh.dp)) {
+    mine.push_back(plan.windows[i]);
+  }
+  Tape tape(allocator, stream, TapeMode::inference);
+  std::vector<std::int32_t> buffer(static_cast<std::size_t>(context) + 1);
+  double sum = 0;
+  for (std::size_t first = 0; first < mine.size(); first += static_cast<std::size_t>(options.batch)) {
+    const std::size_t count = std::min(mine.size() - first, static_cast<std::size_t>(options.batch));
+    const std::int64_t seq = mine[first].inputs;  // the longest
+    const Shape shape{static_cast<std::int64_t>(count) * seq};
+    Tensor tokens = Tensor::zeros(allocator, shape, DType::i32, Purpose::activations);
+    Tensor targets = Tensor::empty(allocator, shape, DType::i32, Purpose::activations);
+    std::ranges::fill(targets.span<std::int32_t>(), -1);
+    for (std::size_t w = 0; w < count; ++w) {
+      const Window& window = mine[first + w];
+      split.copy(window.first, static_cast<std::uint64_t>(window.inputs) + 1, buffer.data());
+      const std::int64_t at = static_cast<std::int64_t>(w) * seq;
+      std::copy_n(buffer.begin(), window.inputs, tokens.span<std::int32_t>().begin() + at);
+      std::copy(buffer.begin() + window.skipped + 1, buffer.begin() + window.inputs + 1,
+                targets.span<std::int32_t>().begin() + at + window.skipped);
+    }
+    const Tensor nll = model.nll(tape, tokens, targets, static_cast<std::int64_t>(count));
+    for (const double value : nll.span<double>()) sum += value;
+  }
+  mesh.dp_comm->all_reduce(stream, TensorView{&sum, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
+  plan.totals.nll_sum = sum;
+  return plan.totals;
+}
+
+EvalResult evaluate_unigram(const TokenSplit& train, const TokenSplit& split, std::int32_t vocab) {
+  std::vector<double> counts(static_cast<std::size_t>(vocab), 1.0);
+  std::vector<std::int32_t> buffer;
+  const auto for_tokens = [&](const TokenSplit& source, std::uint64_t first, std::uint64_t end, auto&& f) {
+    constexpr std::uint64_t kBlock = 1 << 16;
+    for (; first < end; first += kBlock) {
+      buffer.resize(std::min(kBlock, end - first));
+      source.copy(first, buffer.size(), buffer.data());
+      for (const std::int32_t token : buffer) f(static_cast<std::size_t>(token));
+    }
+  };
+  for_tokens(train, 0, train.tokens(), [&](std::size_t token) { counts[token] += 1; });
+  double total = 0;
+  for (const double count : counts) total += count;
+  EvalResult result;
+  for (std::uint64_t d = 0; d < split.documents(); ++d) {
+    const DocumentInfo document = split.document(d);
+    ++result.documents;
+    result.bytes += static_cast<std::int64_t>(document.bytes);
+    result.words += static_cast<std::int64_t>(document.words);
+    if (document.tokens < 2) continue;
+    for_tokens(split, document.first_token + 1, document.first_token + document.tokens, [&](std::size_t token) {
+      result.nll_sum -= std::log(counts[token] / total);
+      ++result.tokens;
+    });
+  }
+  return result;
+}
+
+}  // namespace tforge
