@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What every script shares; sourced, never run.
 set -euo pipefail
+started_in=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Open MPI on one machine: it may have fewer cores than ranks and no user but root, and nothing leaves loopback.
@@ -14,6 +15,11 @@ say() { printf '\n== %s\n' "$*"; }
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 2
+}
+
+# absolute PATH: of a path that the user wrote, seen from where the user stands.
+absolute() {
+  if [[ $1 == /* ]]; then echo "$1"; else echo "$started_in/$1"; fi
 }
 
 # python_with MODULE...: prints the first Python 3 that has all modules. Debian's own comes first, because the
