@@ -55,8 +55,11 @@ std::string_view wanted_kind(FieldType type) {
 }
 
 std::string quoted(const std::string& text) {
+  // A basic string on one line, whatever is in it.
+  constexpr auto kFlags = toml::toml_formatter::default_flags &
+                          ~(toml::format_flags::allow_literal_strings | toml::format_flags::allow_multi_line_strings);
   std::ostringstream out;
-  out << toml::value<std::string>(text);  // escapes
+  out << toml::toml_formatter(toml::value<std::string>(text), kFlags);
   return out.str();
 }
 
@@ -150,6 +153,7 @@ void apply_override(const std::string& text, LoadedConfig& loaded) {
   if (equals == std::string::npos || equals == 0) {
     throw ConfigError("--set {}: want KEY=VALUE, for example --set train.lr=3e-4", text);
   }
+  if (text.find('\n') != std::string::npos) throw ConfigError("--set {}: want one line", quoted(text));
   const auto trimmed = [](std::string s) {
     s.erase(0, std::min(s.find_first_not_of(" \t"), s.size()));
     s.erase(s.find_last_not_of(" \t") + 1);

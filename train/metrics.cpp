@@ -34,7 +34,7 @@ std::uintmax_t bytes_to_keep(const std::string& path, std::int64_t step) {
 
 MetricsWriter::MetricsWriter(std::string path, std::int64_t step) : path_(std::move(path)) {
   std::error_code error;
-  if (std::filesystem::exists(path_, error)) {
+  if (std::filesystem::is_regular_file(path_, error)) {
     std::filesystem::resize_file(path_, step < 0 ? 0 : bytes_to_keep(path_, step), error);
     if (error) fail(path_, "shortened", error.value());
   }

@@ -1,0 +1,295 @@
+// Configuration: what a wrong file or override is answered with, and that what is printed reads back.
+#include "train/config.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <filesystem>
+#include <functional>
+
+#include "train/config_schema.h"
+
+namespace tforge {
+namespace {
+
+/// The least that is a configuration: ten lines of which tests replace or add some.
+const std::string kMinimal =
+    "[model]\n"
+    "layers = 2\n"
+    "dim = 32\n"
+    "heads = 4\n"
+    "max_seq = 16\n"
+    "[data]\n"
+    "path = \"d.h5\"\n"
+    "[run]\n"
+    "dir = \"r\"\n"
+    "[train]\n";  // line 10
+
+LoadedConfig parse(const std::string& more, const std::vector<std::string>& overrides = {}) {
+  return parse_config(kMinimal + more, "c.toml", overrides);
+}
+
+/// The message of the ConfigError that `f` throws; its exit code is 2.
+std::string complaint(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const ConfigError& error) {
+    EXPECT_EQ(error.code(), ExitCode::bad_input);
+    EXPECT_EQ(static_cast<int>(error.code()), 2);
+    const std::string what = error.what();
+    EXPECT_EQ(what.find('\n'), std::string::npos) << "an error is one line";
+    return what;
+  }
+  ADD_FAILURE() << "no ConfigError";
+  return "";
+}
+
+std::string complaint_of(const std::string& more, const std::vector<std::string>& overrides = {}) {
+  return complaint([&] { parse(more, overrides); });
+}
+
+TEST(Config, DefaultsHold) {
+  const RunConfig c = parse("").config;
+  EXPECT_EQ(c.model.dim, 32);
+  EXPECT_EQ(c.model.vocab, 0);
+  EXPECT_EQ(c.seq(), 16);
+  EXPECT_EQ(c.train.schedule, ScheduleKind::cosine);
+  EXPECT_EQ(c.train.lr, 6e-4);
+  EXPECT_EQ(c.parallel.token_shards, TokenShards::even);
+}
+
+TEST(Config, EveryKindOfValueIsRead) {
+  const RunConfig c = parse(
+                          "seq = 8\nlr = 1\nmax_time = \"1h30m\"\nschedule = \"wsd\"\ndtype = \"f64\"\n"
+                          "growth = { schedule = \"continue\", moments = \"reset\", old_rows = \"rate\" }\n"
+                          "[model.tokens]\nffn = 7\n[parallel]\ntoken_shards = \"append\"\ntimeout_s = 2.5\n")
+                          .config;
+  EXPECT_EQ(c.seq(), 8);
+  EXPECT_EQ(c.train.lr, 1.0);
+  EXPECT_EQ(c.train.max_time, 5400.0);
+  EXPECT_EQ(c.train.schedule, ScheduleKind::wsd);
+  EXPECT_EQ(c.train.dtype, DType::f64);
+  EXPECT_EQ(c.train.growth.schedule, GrowthSchedule::continues);
+  EXPECT_EQ(c.train.growth.moments, OldMoments::reset);
+  EXPECT_EQ(c.train.growth.old_rows, OldRows::rate);
+  EXPECT_EQ(c.model.num_tokens(TokenGroup::ffn), 7);
+  EXPECT_EQ(c.parallel.token_shards, TokenShards::append);
+  EXPECT_EQ(c.parallel.timeout_s, 2.5);
+}
+
+TEST(Config, MisspeltKeyNamesPlaceAndNearest) {
+  EXPECT_EQ(complaint_of("  warmup_step = 3\n"),
+            "c.toml:11:3: unknown key train.warmup_step; did you mean `train.warmup_steps`?");
+}
+
+TEST(Config, UnknownKeyWithoutNeighbour) {
+  EXPECT_EQ(complaint_of("flavour_of_the_day = 3\n"), "c.toml:11:1: unknown key train.flavour_of_the_day");
+}
+
+TEST(Config, KeyInTheWrongSection) {
+  EXPECT_EQ(complaint_of("threads = 2\n"), "c.toml:11:1: unknown key train.threads; did you mean `run.threads`?");
+}
+
+TEST(Config, UnknownSectionEvenWhenEmpty) {
+  EXPECT_EQ(complaint_of("[paralel]\ntp = 2\n"), "c.toml:12:1: unknown key paralel.tp; did you mean `parallel.tp`?");
+  EXPECT_NE(complaint_of("[nothing]\n").find("unknown key nothing"), std::string::npos);
+}
+
+TEST(Config, WrongTypesNameLineAndColumn) {
+  EXPECT_EQ(complaint_of("lr = \"fast\"\n"), "c.toml:11:6: train.lr is a string, want a number");
+  EXPECT_EQ(complaint_of("steps = 1e3\n"), "c.toml:11:9: train.steps is a floating-point number, want an integer");
+  EXPECT_EQ(complaint_of("schedule = 3\n"), "c.toml:11:12: train.schedule is an integer, want a string");
+  EXPECT_EQ(complaint_of("steps = [1]\n"), "c.toml:11:9: train.steps is an array, want an integer");
+  EXPECT_EQ(complaint_of("batch = true\n"), "c.toml:11:9: train.batch is a boolean, want an integer");
+  EXPECT_EQ(complaint_of("growth = 1\n"),
+            "c.toml:11:1: train.growth is a section; its keys are given below [train.growth]");
+  EXPECT_EQ(complaint_of("lr = { peak = 1 }\n"), "c.toml:11:6: train.lr is a table, want a number");
+}
+
+TEST(Config, OutOfRangeAndUnknownChoice) {
+  EXPECT_EQ(complaint_of("lr = -1.0\n"), "c.toml:11:6: train.lr = -1.0: want more than 0");
+  EXPECT_EQ(complaint_of("lr = inf\n"), "c.toml:11:6: train.lr = inf: want more than 0");
+  EXPECT_EQ(complaint_of("clip = nan\n"), "c.toml:11:8: train.clip = nan: want 0 or more");
+  EXPECT_EQ(complaint_of("beta2 = 1.0\n"), "c.toml:11:9: train.beta2 = 1.0: want from 0 to below 1");
+  EXPECT_EQ(complaint_of("schedule = \"cosin\"\n"),
+            "c.toml:11:12: train.schedule = \"cosin\": want one of \"cosine\", \"wsd\", \"constant\"; did you mean "
+            "`cosine`?");
+  EXPECT_EQ(complaint_of("max_time = \"1x\"\n"),
+            "c.toml:11:12: train.max_time = \"1x\" is no duration: want seconds, or hours, minutes and seconds like "
+            "\"1h30m\"");
+}
+
+TEST(Config, TomlMistakesNameThePlace) {
+  const std::string what = complaint_of("lr = = 3\n");
+  EXPECT_EQ(what.rfind("c.toml:11:6: ", 0), 0U) << what;
+  EXPECT_EQ(complaint_of("lr = 1.0\nlr = 2.0\n").rfind("c.toml:12:", 0), 0U);
+}
+
+TEST(Config, TheFirstMistakeIsReported) {
+  EXPECT_EQ(complaint_of("seed = \"x\"\nbatch = \"y\"\n"), "c.toml:11:8: train.seed is a string, want an integer");
+}
+
+TEST(Config, HeadsThatDoNotDivide) {
+  const std::string what = complaint([] {
+    parse_config("[model]\nheads = 3\ndim = 32\n[data]\npath=\"d\"\n[run]\ndir=\"r\"\n", "c.toml");
+  });
+  EXPECT_EQ(what, "c.toml:2:9: model.heads = 3 does not divide model.dim = 32; choose a divisor of 32");
+}
+
+TEST(Config, OddRotaryWidth) {
+  const std::string what = complaint_of("", {"model.rotary_fraction=0.4"});  // int(0.4 * 8) = 3
+  EXPECT_EQ(what.rfind("--set model.rotary_fraction: model.rotary_fraction = 0.4 rotates 3 of the 8 dimensions", 0),
+            0U)
+      << what;
+}
+
+TEST(Config, ContradictionsBetweenKeys) {
+  EXPECT_EQ(complaint_of("seq = 17\n"), "c.toml:11:7: train.seq = 17 is longer than model.max_seq = 16");
+  EXPECT_EQ(complaint_of("micro_batch = 17\n"),
+            "c.toml:11:15: train.micro_batch = 17 is larger than train.batch = 16");
+  EXPECT_EQ(complaint_of("steps = 5\nwarmup_steps = 6\n"),
+            "c.toml:12:16: train.warmup_steps = 6 is more than train.steps = 5");
+}
+
+TEST(Config, RequiredKeys) {
+  EXPECT_EQ(complaint([] { parse_config("[run]\ndir = \"r\"\n", "c.toml"); }),
+            "c.toml: data.path is missing: token dataset written by tf_prepare");
+}
+
+TEST(Config, MissingFile) {
+  EXPECT_EQ(complaint([] { load_config("/no/such/file.toml"); }),
+            "/no/such/file.toml: cannot be read: No such file or directory");
+  EXPECT_EQ(complaint([] { load_config("/"); }).rfind("/: cannot be read", 0), 0U);
+}
+
+TEST(Config, Overrides) {
+  const RunConfig c = parse("lr = 1.0\n", {"train.lr=3e-4", "train.schedule=wsd", "run.dir=out/a b", "train.seed = 7",
+                                           "train.max_time=2m", "run.name=\"q\"", "train.max_tokens=1_000"})
+                          .config;
+  EXPECT_EQ(c.train.lr, 3e-4);
+  EXPECT_EQ(c.train.schedule, ScheduleKind::wsd);
+  EXPECT_EQ(c.run.dir, "out/a b");
+  EXPECT_EQ(c.run.name, "q");
+  EXPECT_EQ(c.train.seed, 7);
+  EXPECT_EQ(c.train.max_time, 120.0);
+  EXPECT_EQ(c.train.max_tokens, 1000);
+}
+
+TEST(Config, BadOverrides) {
+  EXPECT_EQ(complaint_of("", {"train.lr"}),
+            "--set train.lr: want KEY=VALUE, for example --set train.lr=3e-4");
+  EXPECT_EQ(complaint_of("", {"train.l=3"}), "--set train.l: unknown key train.l; did you mean `train.lr`?");
+  EXPECT_EQ(complaint_of("", {"train.lr=fast"}), "--set train.lr=fast: train.lr is a string, want a number");
+  EXPECT_EQ(complaint_of("", {"train.steps=1.5"}),
+            "--set train.steps=1.5: train.steps is a floating-point number, want an integer");
+  EXPECT_EQ(complaint_of("", {"train.steps="}), "--set train.steps=: train.steps is a string, want an integer");
+  EXPECT_EQ(complaint_of("", {"train.batch=0"}),
+            "--set train.batch=0: train.batch = 0: want at least 1");
+  EXPECT_EQ(complaint_of("", {"train=3"}),
+            "--set train: train is a section; its keys are given below [train]");
+}
+
+TEST(Config, OverrideCannotSmuggleInASecondKey) {
+  EXPECT_EQ(complaint_of("", {"train.steps=1\nw=2"}), "--set \"train.steps=1\\nw=2\": want one line");
+}
+
+TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
+  LoadedConfig loaded = parse("");
+  RunConfig& c = loaded.config;
+  // Every field gets a value that is not its default, through the table itself.
+  for (const Field& field : config_fields()) {
+    const FieldValue old = field.get(c);
+    if (std::holds_alternative<double>(old)) {
+      field.set(c, field.key == "train.lr" ? 0.1 + 0.2 : std::get<double>(old) / 3 + 1e-13);
+    } else if (field.type == FieldType::choice) {
+      field.set(c, field.choices.back());
+    } else if (field.key == "run.name") {
+      field.set(c, std::string("quote \" backslash \\ tab \t line \n umlaut \xc3\xa4"));
+    } else if (field.key == "train.steps") {
+      field.set(c, std::int64_t{1} << 60);
+    }
+  }
+  c.model.rotary_fraction = 0.5;
+  const RunConfig back = parse_config(to_toml(c), "checkpoint").config;
+  for (const Field& field : config_fields()) EXPECT_EQ(field.get(back), field.get(c)) << field.key;
+  EXPECT_EQ(to_toml(back), to_toml(c));
+  EXPECT_EQ(std::bit_cast<std::uint64_t>(back.train.lr), std::bit_cast<std::uint64_t>(0.1 + 0.2));
+  EXPECT_TRUE(diff(back, c).empty());
+}
+
+TEST(Config, TableHasEachKeyOnceAndSectionsTogether) {
+  std::vector<std::string> sections;
+  for (const Field& field : config_fields()) {
+    EXPECT_EQ(find_field(field.key), &field) << field.key << " twice";
+    EXPECT_FALSE(field.doc.empty());
+    const std::string section = field.key.substr(0, field.key.rfind('.'));
+    if (sections.empty() || sections.back() != section) {
+      EXPECT_EQ(std::count(sections.begin(), sections.end(), section), 0) << section << " is in two pieces";
+      sections.push_back(section);
+    }
+    EXPECT_NE(config_reference().find("| `" + field.key + "` |"), std::string::npos);
+  }
+}
+
+TEST(Config, DiffNamesOldAndNew) {
+  const RunConfig a = parse("").config;
+  const RunConfig b = parse("lr = 0.5\n", {"run.name=x"}).config;
+  EXPECT_EQ(diff(a, b), (std::vector<std::string>{"train.lr: 0.0006 -> 0.5", "run.name: \"\" -> \"x\""}));
+}
+
+TEST(Config, ResumeTakesTheCheckpointsModel) {
+  RunConfig stored = parse("").config;
+  stored.model.vocab = 97;
+  stored.model.tokens = {9, 9, 9, 9, 30};  // grown since the file was written
+  const RunConfig c = resumed(stored, parse("lr = 0.5\n"));
+  EXPECT_EQ(c.model, stored.model);
+  EXPECT_EQ(c.train.lr, 0.5);
+  EXPECT_EQ(diff(stored, c), (std::vector<std::string>{"train.lr: 0.0006 -> 0.5"}));
+}
+
+TEST(Config, ResumeRefusesAContradiction) {
+  RunConfig stored = parse("").config;
+  stored.model.tokens[4] = 30;
+  const std::string rest = "; remove the key, or start a new run in another run.dir (tf_expand makes a model larger)";
+  EXPECT_EQ(complaint([&] { resumed(stored, parse("[model.tokens]\nffn = 20\n")); }),
+            "c.toml:12:7: model.tokens.ffn = 20 contradicts the checkpoint, which has 30" + rest);
+  stored.model.layers = 3;
+  EXPECT_EQ(complaint([&] { resumed(stored, parse("")); }),
+            "c.toml:2:10: model.layers = 2 contradicts the checkpoint, which has 3" + rest);
+  EXPECT_EQ(complaint([&] { resumed(stored, parse("", {"model.layers=4"})); }),
+            "--set model.layers: model.layers = 4 contradicts the checkpoint, which has 3" + rest);
+}
+
+TEST(Config, VocabularyComesFromTheDataset) {
+  RunConfig c = parse("").config;
+  adopt_vocab(c, 97, "d.h5");
+  EXPECT_EQ(c.model.vocab, 97);
+  EXPECT_NE(complaint([&] { adopt_vocab(c, 98, "d.h5"); })
+                .find("model.vocab = 97, but the dataset d.h5 has a vocabulary of 98"),
+            std::string::npos);
+}
+
+TEST(Config, Durations) {
+  EXPECT_EQ(parse_duration("90"), 90.0);
+  EXPECT_EQ(parse_duration("1.5h"), 5400.0);
+  EXPECT_EQ(parse_duration("1d2h3m4s"), 86400.0 + 7200 + 180 + 4);
+  for (const char* wrong : {"", "h", "1x", "-1s", "30m1h", "1h1h", "1h 2m", "nan"}) {
+    EXPECT_THROW(parse_duration(wrong), ConfigError) << wrong;
+  }
+}
+
+TEST(Config, TheShippedConfigurationsLoad) {
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(TFORGE_SOURCE_DIR "/configs")) {
+    if (entry.path().extension() != ".toml") continue;
+    EXPECT_NO_THROW(load_config(entry.path())) << entry.path();
+    ++files;
+  }
+  EXPECT_GE(files, 2);
+  // The published count, counted by the authors' own log.
+  EXPECT_EQ(load_config(TFORGE_SOURCE_DIR "/configs/tokenformer_150m.toml").config.model.parameters(), 151881216);
+}
+
+}  // namespace
+}  // namespace tforge
