@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <new>
 #include <sstream>
 #include <thread>
@@ -117,7 +118,7 @@ void print_help(const JobInfo& info, const po::options_description& description)
 }
 
 /// One line: what(), without line breaks.
-void report(const JobInfo& info, int rank, const char* what) {
+void report(const JobInfo& info, int rank, const std::string& what) {
   std::string line = info.name + ": error: ";
   if (rank > 0) line += fmt::format("[rank {}] ", rank);
   line += what;
@@ -127,23 +128,47 @@ void report(const JobInfo& info, int rank, const char* what) {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
-/// To be called inside a catch block: reports the exception in flight and gives the exit code for it.
-ExitCode report_current(const JobInfo& info, int rank) {
-  if (rank > 0) std::this_thread::sleep_for(kGrace);
+struct Failure {
+  ExitCode code = ExitCode::done;
+  std::string what;
+};
+
+/// To be called inside a catch block: what the exception in flight says.
+Failure current_failure() {
   try {
     throw;
   } catch (const Error& error) {
-    report(info, rank, error.what());
-    return error.code();
+    return {error.code(), error.what()};
   } catch (const std::bad_alloc&) {
-    report(info, rank, "out of memory; use a smaller batch or model, or more ranks");
-    return ExitCode::no_resources;
+    return {ExitCode::no_resources, "out of memory; use a smaller batch or model, or more ranks"};
   } catch (const std::exception& error) {
-    report(info, rank, error.what());
+    return {ExitCode::internal, error.what()};
   } catch (...) {
-    report(info, rank, "an exception of an unknown type");
+    return {ExitCode::internal, "an exception of an unknown type"};
   }
-  return ExitCode::internal;
+}
+
+/// To be called inside a catch block: reports the exception in flight and gives the exit code for it.
+ExitCode report_current(const JobInfo& info, int rank) {
+  const Failure failure = current_failure();
+  if (rank > 0) std::this_thread::sleep_for(kGrace);
+  report(info, rank, failure.what);
+  return failure.code;
+}
+
+/// Collective: the failure of the first rank that has one, reported by rank 0.
+ExitCode agree(Communicator& world, const JobInfo& info, const Failure& mine) {
+  // The code and the text travel as one string: "2 model.heads = ...".
+  const std::string note =
+      mine.code == ExitCode::done ? "" : fmt::format("{} {}", static_cast<int>(mine.code), mine.what);
+  const std::vector<std::string> notes = world.all_gather_bytes(note);
+  for (std::size_t rank = 0; rank < notes.size(); ++rank) {
+    if (notes[rank].empty()) continue;
+    const std::size_t space = notes[rank].find(' ');
+    if (world.rank() == 0) report(info, static_cast<int>(rank), notes[rank].substr(space + 1));
+    return static_cast<ExitCode>(std::stoi(notes[rank].substr(0, space)));
+  }
+  return ExitCode::done;
 }
 
 /// The rank that the launcher gave this process, before there is a communicator to ask; 0 without a launcher.
@@ -218,16 +243,16 @@ int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<
   with_shared.options.push_back(
       {"expect-ranks", "N", &expect_ranks, "fails unless the job has N ranks; 0 only asks the launcher"});
 
-  // A wrong command line or configuration is found before MPI starts, and reported after: then all ranks report it
-  // once and end together.
+  // A wrong command line or configuration is found before MPI starts, and reported after: then the ranks can agree,
+  // one reports it, and all end in the ordinary way.
   WorldOptions options;
-  std::exception_ptr early;
+  Failure early;
   try {
     if (!parse_command_line(argc, argv, with_shared)) return static_cast<int>(ExitCode::done);
     if (info.world_options) options = info.world_options();
     if (expect_ranks != 0) options.expect_ranks = static_cast<int>(expect_ranks);
   } catch (...) {
-    early = std::current_exception();
+    early = current_failure();
   }
 
   std::unique_ptr<Communicator> world;
@@ -239,8 +264,8 @@ int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<
   log::set_rank(world->rank(), world->size());
   ExitCode code = ExitCode::internal;
   try {
-    if (early) std::rethrow_exception(early);
-    code = body(*world);
+    code = agree(*world, info, early);
+    if (code == ExitCode::done) code = body(*world);
   } catch (...) {
     world->abort(static_cast<int>(report_current(info, world->rank())));
   }

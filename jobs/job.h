@@ -46,7 +46,7 @@ struct JobInfo {
   std::string positional;  // name of the option that takes words without a name; "" when there is none
   std::vector<std::string> examples;
   /// Called by run_mpi_job after the command line is read and before MPI starts, for a job whose configuration says
-  /// how long a collective may take or how many ranks there must be. What it throws is reported as body's would be.
+  /// how long a collective may take or how many ranks there must be.
   std::function<WorldOptions()> world_options;
 };
 
@@ -62,8 +62,10 @@ int run_job(int argc, char** argv, const JobInfo& info, const std::function<Exit
 
 /// The same over MPI: creates the world (parallel/communicator.h), sets the log's rank, runs `body` on every rank, and
 /// shuts MPI down. Every such job has the option `--expect-ranks N`. --help and --version need no MPI.
-/// An exception ends the whole job with its code. Rank 0 reports at once; another rank first gives rank 0 a moment
-/// to report what both found, then reports with its rank and aborts all.
+/// What the command line or `world_options` throws is agreed on by all ranks, reported once, and ends the job in the
+/// ordinary way. An exception of `body` aborts the whole job with its code: rank 0 reports at once; another rank first
+/// gives rank 0 a moment to report what both found, then reports with its rank. `body` must return the same code on
+/// every rank.
 int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode(Communicator&)>& body);
 
 }  // namespace tforge
