@@ -491,6 +491,7 @@ bool read_string(hid_t type, hid_t space, std::uint64_t limit, std::string& text
 }  // namespace
 
 void Hdf5File::write_text(const std::string& path, std::string_view text) {
+  if (text.find('\0') != std::string_view::npos) throw InternalError("{}: {}: a text with NUL", path_, path);
   std::vector<std::string> parts = components(path);
   if (!parts.empty()) parts.pop_back();
   create_group(fmt::format("/{}", fmt::join(parts, "/")));
@@ -555,6 +556,7 @@ void Hdf5File::set_attribute(const std::string& path, const std::string& name, c
     void operator()(const std::vector<std::uint64_t>& v) const { values(H5T_STD_U64LE, v.size(), v.data(), false); }
     void operator()(const std::vector<double>& v) const { values(H5T_IEEE_F64LE, v.size(), v.data(), false); }
     void operator()(const std::string& v) const {
+      if (v.find('\0') != std::string::npos) throw InternalError("an attribute's text with NUL");
       const std::string padded = v.empty() ? std::string(1, '\0') : v;
       const Handle type = string_type(padded.size());
       const Handle space(H5Screate(H5S_SCALAR));
