@@ -1,0 +1,84 @@
+#include "kernels/attention.h"
+
+#include <omp.h>
+
+#include "kernels/check.h"
+#include "kernels/cpu/attention.h"
+
+namespace tforge::kernels {
+namespace {
+
+void check_shape(const char* op, const AttentionShape& s, std::int64_t columns) {
+  if (s.batch < 0 || s.heads < 1 || s.q_seq < 1 || s.kv_seq < s.q_seq || s.kv_stride < s.kv_seq) {
+    throw ShapeError("{}: batch {}, heads {}, q_seq {}, kv_seq {}, kv_stride {}; want heads and q_seq of at least 1 and "
+                     "q_seq <= kv_seq <= kv_stride",
+                     op, s.batch, s.heads, s.q_seq, s.kv_seq, s.kv_stride);
+  }
+  if (columns < 1 || columns % s.heads != 0) {
+    throw ShapeError("{}: {} columns do not make {} heads", op, columns, s.heads);
+  }
+}
+
+/// Keys or values: as many rows as the last sequence reaches; a cache may hold more.
+void check_keys(const char* op, const char* name, const AttentionShape& s, const ConstTensorView& x, DType dtype,
+                std::int64_t columns) {
+  check_matrix(op, name, x, dtype, x.rows(), columns);
+  const std::int64_t reach = s.batch == 0 ? 0 : (s.batch - 1) * s.kv_stride + s.kv_seq;
+  if (x.rows() < reach) throw ShapeError("{}: {} has {} rows, want at least {}", op, name, x.rows(), reach);
+}
+
+}  // namespace
+
+void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
+                              ConstTensorView v, TensorView out, TensorView lse, TensorView workspace) {
+  constexpr const char* kOp = "causal_attention_forward";
+  const std::int64_t columns = q.columns();
+  const std::int64_t rows = shape.batch * shape.q_seq;
+  check_device(kOp, stream);
+  check_shape(kOp, shape, columns);
+  check_matrix(kOp, "q", q, q.dtype, rows, columns);
+  check_keys(kOp, "k", shape, k, q.dtype, columns);
+  check_keys(kOp, "v", shape, v, q.dtype, columns);
+  check_matrix(kOp, "out", out, q.dtype, rows, columns);
+  if (lse) {
+    check_matrix(kOp, "lse", lse, q.dtype, rows, shape.heads);
+    check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
+  }
+  check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
+  with_compute_type(kOp, q.dtype, [&](auto t) {
+    cpu::causal_attention_forward<decltype(t)>(shape, q, k, v, out, lse, workspace);
+  });
+}
+
+void causal_attention_backward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
+                               ConstTensorView v, ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
+                               TensorView dq, TensorView dk, TensorView dv, TensorView workspace) {
+  constexpr const char* kOp = "causal_attention_backward";
+  const std::int64_t columns = q.columns();
+  const std::int64_t rows = shape.batch * shape.q_seq;
+  check_device(kOp, stream);
+  check_shape(kOp, shape, columns);
+  if (shape.q_seq != shape.kv_seq) {
+    throw ShapeError("{}: q_seq {} and kv_seq {} differ; a cache has no gradient", kOp, shape.q_seq, shape.kv_seq);
+  }
+  check_matrix(kOp, "q", q, q.dtype, rows, columns);
+  check_keys(kOp, "k", shape, k, q.dtype, columns);
+  check_keys(kOp, "v", shape, v, q.dtype, columns);
+  check_matrix(kOp, "out", out, q.dtype, rows, columns);
+  check_matrix(kOp, "lse", lse, q.dtype, rows, shape.heads);
+  check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
+  check_matrix(kOp, "dout", dout, q.dtype, rows, columns);
+  check_matrix(kOp, "dq", dq, q.dtype, rows, columns);
+  check_keys(kOp, "dk", shape, dk, q.dtype, columns);
+  check_keys(kOp, "dv", shape, dv, q.dtype, columns);
+  check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
+  with_compute_type(kOp, q.dtype, [&](auto t) {
+    cpu::causal_attention_backward<decltype(t)>(shape, q, k, v, out, lse, dout, dq, dk, dv, workspace);
+  });
+}
+
+std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim) {
+  return omp_get_max_threads() * cpu::attention_workspace_per_thread(shape, head_dim);
+}
+
+}  // namespace tforge::kernels
