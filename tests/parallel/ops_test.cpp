@@ -129,8 +129,9 @@ TEST_F(DifferentiableCollective, CopyToLeavesASharedGradientAlone) {
   // The gradient of y is also that of z: the sum over ranks must not reach z.
   const Var x = parameter(matrix(0, 4), 4);
   const Var z = parameter(matrix(1, 4), 4);
+  // Recorded before copy_to, so run backwards after it.
+  const Var also_z = reduce_from(tape_, z, world_);
   const Var y = copy_to(tape_, x, world_);
-  Var also_z = reduce_from(tape_, z, world_);
   struct BothNode final : Node {
     BothNode(const Var& a, const Var& b) : da(use(a)), db(use(b)) {}
     void backward(Tape& tape) override {
