@@ -47,7 +47,7 @@ struct JobInfo {
   std::vector<std::string> examples;
   /// Called by run_mpi_job after the command line is read and before MPI starts, for a job whose configuration says
   /// how long a collective may take or how many ranks there must be.
-  std::function<WorldOptions()> world_options;
+  std::function<WorldOptions()> world_options = {};
 };
 
 /// Reads the command line into the targets. --help and --version print to standard output and give false: there is
