@@ -223,6 +223,28 @@ TEST(Checkpoint, FullDiskIsAResourceErrorAndLeavesNothing) {
   world.barrier();
 }
 
+TEST(Checkpoint, FullDiskAtAnyPage) {
+  if (test_world().rank() != 0) return;
+  const test::SmallDisk disk(1);
+  if (!disk.mounted()) GTEST_SKIP() << "mounting a tmpfs needs root";
+  int failures = 0;
+  for (std::size_t free_pages = 0; free_pages < 32; ++free_pages) {
+    const std::string filler = disk.path("filler");
+    write_file_atomically(filler, std::string((256 - free_pages) * 4096, 'x'));
+    try {
+      const CheckpointReader reader = CheckpointReader::open(tiny(disk.folder()));
+      EXPECT_EQ(reader.info().step, 42);
+      break;  // enough room from here on
+    } catch (const ResourceError&) {
+      ++failures;
+      EXPECT_EQ(files_in(disk.folder()), 1U) << free_pages << " free pages";
+    }
+    fs::remove(filler);
+  }
+  EXPECT_GT(failures, 2);
+  EXPECT_EQ(files_in(disk.folder()), 3U);
+}
+
 TEST(Checkpoint, DamageIsNamed) {
   Communicator& world = test_world();
   const SharedFolder folder(world);
