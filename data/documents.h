@@ -12,11 +12,11 @@ enum class CorpusFormat : std::uint8_t { text, jsonl };
 /// text: each file is one document; or, with `document_start`, a document also begins at every line that matches it.
 /// jsonl: each line is a JSON object, and its member `field`, a string, is one document.
 struct Corpus {
-  std::vector<std::string> files;
+  std::vector<std::string> files = {};
   CorpusFormat format = CorpusFormat::text;
   /// POSIX extended regular expression (as grep -E), searched in the first 4096 bytes of a line without its line end.
   /// What precedes the first match is a document too; a document of white space alone joins the next one.
-  std::string document_start;
+  std::string document_start = {};
   std::string field = "text";
 };
 

@@ -27,16 +27,17 @@ std::string fingerprint_of(TokenizerKind kind, const std::string& serialized) {
   return digest128(bytes);
 }
 
-/// The words of a sentencepiece status, without the source position in front of them.
+/// The words of a sentencepiece status, without the source position in front of them when there are others.
 std::string reason(const sentencepiece::util::Status& status) {
   std::string text = status.error_message();
   const std::size_t bracket = text.rfind("] ");
-  if (bracket != std::string::npos) text.erase(0, bracket + 2);
+  if (bracket != std::string::npos && bracket + 3 < text.size()) text.erase(0, bracket + 2);
   while (!text.empty() && (text.back() == ' ' || text.back() == '.')) text.pop_back();
   return text;
 }
 
-/// The training samples cut into lines, and around each U+2581.
+/// The training samples cut into lines, and around each U+2581; then a line of one space, without which sentencepiece
+/// ends the process when a required character is not in the text.
 class Lines : public sentencepiece::SentenceIterator {
  public:
   explicit Lines(std::span<const std::string> samples) : samples_(samples) { Next(); }
@@ -59,7 +60,9 @@ class Lines : public sentencepiece::SentenceIterator {
       line_ = rest.substr(0, end);
       return;
     }
-    done_ = true;
+    done_ = last_;
+    last_ = true;
+    line_.assign(1, ' ');
   }
 
  private:
@@ -67,6 +70,7 @@ class Lines : public sentencepiece::SentenceIterator {
   std::size_t sample_ = 0;
   std::size_t position_ = 0;
   std::string line_;
+  bool last_ = false;  // the line of one space was reached
   bool done_ = false;
 };
 }  // namespace
@@ -233,7 +237,7 @@ Tokenizer Tokenizer::train_bpe(std::span<const std::string> samples, std::int64_
       {"normalization_rule_name", "identity"},
       {"remove_extra_whitespaces", "false"},
       {"add_dummy_prefix", "false"},
-      {"max_sentence_length", std::to_string(std::numeric_limits<std::int32_t>::max())},
+      {"max_sentence_length", "1073741824"},  // the most that the library takes
       {"required_chars", std::string(kSpaceMark)},
       {"user_defined_symbols", "\n"},
       {"unk_id", "0"},
@@ -243,8 +247,8 @@ Tokenizer Tokenizer::train_bpe(std::span<const std::string> samples, std::int64_
       {"num_threads", "1"},
       {"minloglevel", "3"},
   };
+  if (bytes == 0) throw DataError("a BPE vocabulary cannot be trained on an empty text");
   Lines lines(samples);
-  if (lines.done()) throw DataError("a BPE vocabulary cannot be trained on an empty text");
   std::string serialized;
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &lines, &serialized);
   if (!status.ok()) {
