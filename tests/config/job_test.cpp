@@ -167,6 +167,7 @@ TEST(Nearest, FindsSlipsAndRefusesStrangers) {
   EXPECT_EQ(nearest("step", names), "steps");
   EXPECT_EQ(nearest("wramup_steps", names), "warmup_steps");
   EXPECT_EQ(nearest("sede", names), "seed");
+  EXPECT_EQ(nearest("sede", std::vector<std::string>{"rude", "seed"}), "seed");  // a swap is one slip
   EXPECT_EQ(nearest("l", names), "lr");
   EXPECT_EQ(nearest("flavour", names), "");
   EXPECT_EQ(nearest("anything", {}), "");
