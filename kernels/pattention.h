@@ -15,11 +15,12 @@
 // The row scale of the last two leaves the product: the caller reduces [T, d_out + 1] once and calls row_normalize_*.
 // A row with r < kNormFloor (over all ranks' tokens) has P = 0 and passes no gradient.
 //
-// dtype f32 or f64 throughout (all operands alike). f32 accumulates in f32 in fixed order. Products over tokens are
-// summed in token blocks of fixed size from token 0, so appended tokens whose P is 0 leave every bit of U.
-// Work is cut by shape alone: the results do not depend on the number of threads.
+// dtype f32 or f64 throughout (all operands alike). f32 accumulates in f32 in fixed order. An element of a product is a
+// sum of chains of fused multiply-adds of fixed length, from token 0 (or row, or column 0) on, so that its bits depend
+// neither on the sizes around it nor on the threads, and appended tokens whose P is 0 leave every bit of U.
 // Views may have row strides; `stat`, `weight`, `dot` and `dweight` are columns: shape [T, 1], any row stride.
-// Workspace: an f32/f64 tensor of at least X_workspace(...) elements of the operands' dtype. Nothing is allocated.
+// Workspace: a tensor of at least X_workspace(...) elements of the operands' dtype, asked for with the number of threads
+// (OpenMP) that the kernel then runs with. Nothing is allocated.
 // Throws ShapeError or DTypeError naming the function and the operands.
 #include <cstdint>
 
@@ -31,7 +32,7 @@ namespace tforge::kernels {
 
 /// First half: scores = X K^T, and stat (its view is empty for gelu_l2_norm). n = 0 gives stat 0 (or -inf for softmax).
 void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorView x, ConstTensorView keys,
-                               TensorView scores, TensorView stat);
+                               TensorView scores, TensorView stat, TensorView workspace);
 
 /// Second half: U = P V and weight (empty for l2_norm_gelu), from scores and the reduced stat.
 /// Returns the number of rows below the norm floor (0 for the other norms).
@@ -44,7 +45,8 @@ std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double 
 std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView x,
                                 ConstTensorView keys, ConstTensorView values, TensorView scores, TensorView stat,
                                 TensorView u, TensorView weight, TensorView workspace);
-std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens);
+std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
+                                          std::int64_t d_out);
 
 /// Backward of the mix: given dU and dweight (empty for l2_norm_gelu),
 ///   dV {=, +=} P^T dU
@@ -70,7 +72,8 @@ void pattention_backward(Stream& stream, PattentionNorm norm, double scale, Cons
                          ConstTensorView du, ConstTensorView dweight, GradMode dx_mode, TensorView dx,
                          GradMode dkeys_mode, TensorView dkeys, GradMode dvalues_mode, TensorView dvalues,
                          TensorView workspace);
-std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens);
+std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
+                                           std::int64_t d_out);
 
 /// Y = U * scale / sqrt(weight) (gelu_l2_norm) or U * scale / weight (softmax), row by row. gelu_l2_norm rows with
 /// sqrt(weight) < kNormFloor give Y = 0; their number is returned. y may be u.

@@ -48,7 +48,9 @@ struct PattentionNode final : Node {
     std::int64_t workspace_elements = 0;
     for (std::size_t g = 0; g < count; ++g) {
       workspace_elements = std::max(
-          workspace_elements, kernels::pattention_backward_workspace(rows, layers[g].keys.shape().rows()));
+          workspace_elements, kernels::pattention_backward_workspace(rows, layers[g].keys.shape().rows(),
+                                                                     layers[g].keys.shape().columns(),
+                                                                     layers[g].values.shape().columns()));
     }
     Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
@@ -154,7 +156,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   for (const PattentionTokens& l : layers) {
     if (l.values.shape().columns() != d_out) throw ShapeError("pattention: layers of a group differ in d_out");
     workspace_elements =
-        std::max(workspace_elements, kernels::pattention_forward_workspace(rows, l.keys.shape().rows()));
+        std::max(workspace_elements, kernels::pattention_forward_workspace(rows, l.keys.shape().rows(),
+                                                                           l.keys.shape().columns(), d_out));
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
   Tensor u = tape.empty(Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
@@ -170,7 +173,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
     const auto i = static_cast<std::int64_t>(g);
     scores[g] = tape.empty(Shape{rows, l.keys.shape().rows()}, x.dtype());
     if (exchange) {
-      kernels::pattention_scores_forward(stream, norm, x.view(), l.keys.view(), scores[g].view(), stat_of(i));
+      kernels::pattention_scores_forward(stream, norm, x.view(), l.keys.view(), scores[g].view(), stat_of(i),
+                                         workspace.view());
     } else {
       floored += kernels::pattention_forward(stream, norm, l.scale, x.view(), l.keys.view(), l.values.view(),
                                              scores[g].view(), stat_of(i), columns.values(u.view(), i),

@@ -1,0 +1,211 @@
+#include "kernels/pattention.h"
+
+#include "kernels/check.h"
+#include "kernels/cpu/pattention.h"
+
+namespace tforge::kernels {
+namespace {
+
+/// Checks the operands of one call, all against the dtype and the sizes of its scores.
+class Checker {
+ public:
+  Checker(const char* op, const Stream& stream, PattentionNorm norm, DType dtype, std::int64_t rows,
+          std::int64_t tokens)
+      : op_(op), norm_(norm), dtype_(dtype), rows_(rows), tokens_(tokens) {
+    check_device(op, stream);
+  }
+
+  const Checker& matrix(const char* name, const ConstTensorView& v, std::int64_t rows, std::int64_t columns) const {
+    check_matrix(op_, name, v, dtype_, rows, columns);
+    return *this;
+  }
+  /// A gradient that may be left out.
+  const Checker& gradient(const char* name, const ConstTensorView& v, std::int64_t rows, std::int64_t columns) const {
+    return v ? matrix(name, v, rows, columns) : *this;
+  }
+  const Checker& scores(const char* name, const ConstTensorView& v) const { return matrix(name, v, rows_, tokens_); }
+  /// A column [T, 1], which the norm has or has not.
+  const Checker& column(const char* name, const ConstTensorView& v, bool wanted) const {
+    if (wanted) return matrix(name, v, rows_, 1);
+    if (v) throw ShapeError("{}: {} was given, but {} has none", op_, name, name_of(norm_));
+    return *this;
+  }
+  const Checker& stat(const ConstTensorView& v) const {
+    return column("stat", v, norm_ != PattentionNorm::gelu_l2_norm);
+  }
+  const Checker& weight(const char* name, const ConstTensorView& v) const {
+    return column(name, v, norm_ != PattentionNorm::l2_norm_gelu);
+  }
+  const Checker& dot(const ConstTensorView& v) const { return column("dot", v, norm_ == PattentionNorm::l2_norm_gelu); }
+  void workspace(const ConstTensorView& v, std::int64_t elements) const { check_workspace(op_, v, dtype_, elements); }
+
+ private:
+  const char* op_;
+  PattentionNorm norm_;
+  DType dtype_;
+  std::int64_t rows_, tokens_;
+};
+
+}  // namespace
+
+std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
+                                          std::int64_t d_out) {
+  return cpu::pattention_forward_workspace(rows, num_tokens, d_in, d_out);
+}
+
+void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorView x, ConstTensorView keys,
+                               TensorView scores, TensorView stat, TensorView workspace) {
+  const char* op = "pattention_scores_forward";
+  Checker(op, stream, norm, x.dtype, x.rows(), keys.rows())
+      .matrix("X", x, x.rows(), keys.columns())
+      .matrix("K", keys, keys.rows(), keys.columns())
+      .scores("scores", scores)
+      .stat(stat)
+      .workspace(workspace, pattention_forward_workspace(x.rows(), keys.rows(), keys.columns(), 0));
+  with_compute_type(op, x.dtype, [&](auto t) {
+    cpu::pattention_scores_forward<decltype(t)>(norm, x, keys, scores, stat, workspace);
+  });
+}
+
+std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                                    ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
+                                    TensorView workspace) {
+  const char* op = "pattention_mix_forward";
+  const std::int64_t rows = scores.rows();
+  const std::int64_t tokens = values.rows();
+  Checker(op, stream, norm, scores.dtype, rows, tokens)
+      .scores("scores", scores)
+      .stat(stat)
+      .matrix("V", values, tokens, values.columns())
+      .matrix("U", u, rows, values.columns())
+      .weight("weight", weight)
+      .workspace(workspace, pattention_forward_workspace(rows, tokens, 0, values.columns()));
+  return with_compute_type(op, scores.dtype, [&](auto t) {
+    return cpu::pattention_mix_forward<decltype(t)>(norm, scale, scores, stat, values, u, weight, workspace);
+  });
+}
+
+std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView x,
+                                ConstTensorView keys, ConstTensorView values, TensorView scores, TensorView stat,
+                                TensorView u, TensorView weight, TensorView workspace) {
+  const char* op = "pattention_forward";
+  const std::int64_t rows = x.rows();
+  const std::int64_t tokens = keys.rows();
+  Checker(op, stream, norm, x.dtype, rows, tokens)
+      .matrix("X", x, rows, keys.columns())
+      .matrix("K", keys, tokens, keys.columns())
+      .matrix("V", values, tokens, values.columns())
+      .scores("scores", scores)
+      .stat(stat)
+      .matrix("U", u, rows, values.columns())
+      .weight("weight", weight)
+      .workspace(workspace, pattention_forward_workspace(rows, tokens, keys.columns(), values.columns()));
+  return with_compute_type(op, x.dtype, [&](auto t) {
+    return cpu::pattention_forward<decltype(t)>(norm, scale, x, keys, values, scores, stat, u, weight, workspace);
+  });
+}
+
+std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
+                                           std::int64_t d_out) {
+  return cpu::pattention_backward_workspace(rows, num_tokens, d_in, d_out);
+}
+
+void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                             ConstTensorView stat, ConstTensorView values, ConstTensorView du,
+                             ConstTensorView dweight, GradMode dvalues_mode, TensorView dvalues, TensorView dscores,
+                             TensorView dot, TensorView workspace) {
+  const char* op = "pattention_mix_backward";
+  const std::int64_t rows = scores.rows();
+  const std::int64_t tokens = values.rows();
+  Checker(op, stream, norm, scores.dtype, rows, tokens)
+      .scores("scores", scores)
+      .stat(stat)
+      .matrix("V", values, tokens, values.columns())
+      .matrix("dU", du, rows, values.columns())
+      .weight("dweight", dweight)
+      .gradient("dV", dvalues, tokens, values.columns())
+      .scores("dscores", dscores)
+      .dot(dot)
+      .workspace(workspace, pattention_backward_workspace(rows, tokens, 0, values.columns()));
+  with_compute_type(op, scores.dtype, [&](auto t) {
+    cpu::pattention_mix_backward<decltype(t)>(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues,
+                                              dscores, dot, workspace);
+  });
+}
+
+void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                                ConstTensorView stat, ConstTensorView dot, ConstTensorView x, ConstTensorView keys,
+                                TensorView dscores, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
+                                TensorView dkeys, TensorView workspace) {
+  const char* op = "pattention_scores_backward";
+  const std::int64_t rows = x.rows();
+  const std::int64_t tokens = keys.rows();
+  Checker(op, stream, norm, x.dtype, rows, tokens)
+      .scores("scores", scores)
+      .stat(stat)
+      .dot(dot)
+      .matrix("X", x, rows, keys.columns())
+      .matrix("K", keys, tokens, keys.columns())
+      .scores("dscores", dscores)
+      .gradient("dX", dx, rows, keys.columns())
+      .gradient("dK", dkeys, tokens, keys.columns())
+      .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), 0));
+  with_compute_type(op, x.dtype, [&](auto t) {
+    cpu::pattention_scores_backward<decltype(t)>(norm, scale, scores, stat, dot, x, keys, dscores, dx_mode, dx,
+                                                 dkeys_mode, dkeys, workspace);
+  });
+}
+
+void pattention_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                         ConstTensorView stat, ConstTensorView x, ConstTensorView keys, ConstTensorView values,
+                         ConstTensorView du, ConstTensorView dweight, GradMode dx_mode, TensorView dx,
+                         GradMode dkeys_mode, TensorView dkeys, GradMode dvalues_mode, TensorView dvalues,
+                         TensorView workspace) {
+  const char* op = "pattention_backward";
+  const std::int64_t rows = x.rows();
+  const std::int64_t tokens = keys.rows();
+  Checker(op, stream, norm, x.dtype, rows, tokens)
+      .scores("scores", scores)
+      .stat(stat)
+      .matrix("X", x, rows, keys.columns())
+      .matrix("K", keys, tokens, keys.columns())
+      .matrix("V", values, tokens, values.columns())
+      .matrix("dU", du, rows, values.columns())
+      .weight("dweight", dweight)
+      .gradient("dX", dx, rows, keys.columns())
+      .gradient("dK", dkeys, tokens, keys.columns())
+      .gradient("dV", dvalues, tokens, values.columns())
+      .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), values.columns()));
+  with_compute_type(op, x.dtype, [&](auto t) {
+    cpu::pattention_backward<decltype(t)>(norm, scale, scores, stat, x, keys, values, du, dweight, dx_mode, dx,
+                                          dkeys_mode, dkeys, dvalues_mode, dvalues, workspace);
+  });
+}
+
+std::int64_t row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
+                                   ConstTensorView weight, TensorView y) {
+  const char* op = "row_normalize_forward";
+  Checker(op, stream, norm, u.dtype, u.rows(), 0)
+      .matrix("U", u, u.rows(), u.columns())
+      .weight("weight", weight)
+      .matrix("Y", y, u.rows(), u.columns());
+  return with_compute_type(op, u.dtype, [&](auto t) {
+    return cpu::row_normalize_forward<decltype(t)>(norm, scale, u, weight, y);
+  });
+}
+
+void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
+                            ConstTensorView weight, ConstTensorView dy, TensorView du, TensorView dweight) {
+  const char* op = "row_normalize_backward";
+  Checker(op, stream, norm, u.dtype, u.rows(), 0)
+      .matrix("U", u, u.rows(), u.columns())
+      .weight("weight", weight)
+      .matrix("dY", dy, u.rows(), u.columns())
+      .matrix("dU", du, u.rows(), u.columns())
+      .weight("dweight", dweight);
+  with_compute_type(op, u.dtype, [&](auto t) {
+    cpu::row_normalize_backward<decltype(t)>(norm, scale, u, weight, dy, du, dweight);
+  });
+}
+
+}  // namespace tforge::kernels
