@@ -188,8 +188,8 @@ bool parse_command_line(int argc, const char* const* argv, const JobInfo& info) 
 
   // Nothing is guessed from a prefix: an option means the same in every later version.
   using Style = po::command_line_style::style_t;
-  constexpr int kStyle = Style::allow_long | Style::long_allow_adjacent | Style::long_allow_next |
-                         Style::allow_short | Style::allow_dash_for_short | Style::short_allow_next;
+  constexpr int kStyle = Style::allow_long | Style::long_allow_adjacent | Style::long_allow_next | Style::allow_short |
+                         Style::allow_dash_for_short | Style::short_allow_next;
   const std::string hint = fmt::format(" ({} --help lists all)", info.name);
   po::variables_map values;
   try {

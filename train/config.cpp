@@ -3,9 +3,9 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cerrno>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -107,7 +107,8 @@ void assign(RunConfig& config, const Field& field, const toml::node& node) {
     const auto& given = std::get<std::string>(*value);
     if (std::find(field.choices.begin(), field.choices.end(), given) == field.choices.end()) {
       std::string names;
-      for (const std::string& name : field.choices) names += fmt::format("{}{}", names.empty() ? "" : ", ", quoted(name));
+      for (const std::string& name : field.choices)
+        names += fmt::format("{}{}", names.empty() ? "" : ", ", quoted(name));
       throw ConfigError("{} = {}: want {}{}{}", field.key, quoted(given), field.choices.size() > 1 ? "one of " : "",
                         names, did_you_mean(given, field.choices));
     }
@@ -199,8 +200,7 @@ void with_place(const LoadedConfig& loaded, const std::string& source, const std
 
 }  // namespace
 
-LoadedConfig parse_config(std::string_view text, const std::string& source,
-                          const std::vector<std::string>& overrides) {
+LoadedConfig parse_config(std::string_view text, const std::string& source, const std::vector<std::string>& overrides) {
   toml::table document;
   try {
     document = toml::parse(text, source);
@@ -277,9 +277,10 @@ RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
     const std::string truth = value_text(field.get(stored));
     const std::string wish = value_text(field.get(asked.config));
     if (wish == truth || (field.key == "model.vocab" && asked.config.model.vocab == 0)) continue;
-    throw ConfigError("{}: {} = {} contradicts the checkpoint, which has {}; remove the key, or start a new run in "
-                      "another run.dir (tf_expand makes a model larger)",
-                      given->second, field.key, wish, truth);
+    throw ConfigError(
+        "{}: {} = {} contradicts the checkpoint, which has {}; remove the key, or start a new run in "
+        "another run.dir (tf_expand makes a model larger)",
+        given->second, field.key, wish, truth);
   }
   RunConfig result = asked.config;
   result.model = stored.model;
@@ -289,9 +290,10 @@ RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
 
 void adopt_vocab(RunConfig& config, std::int64_t dataset_vocab, const std::string& dataset_path) {
   if (config.model.vocab != 0 && config.model.vocab != dataset_vocab) {
-    throw ConfigError("model.vocab = {}, but the dataset {} has a vocabulary of {}; remove the key, or use the "
-                      "dataset that the model was made for",
-                      config.model.vocab, dataset_path, dataset_vocab);
+    throw ConfigError(
+        "model.vocab = {}, but the dataset {} has a vocabulary of {}; remove the key, or use the "
+        "dataset that the model was made for",
+        config.model.vocab, dataset_path, dataset_vocab);
   }
   config.model.vocab = dataset_vocab;
 }
@@ -306,8 +308,8 @@ double parse_duration(std::string_view text) {
   if (rest.empty()) return fail();
   while (!rest.empty()) {
     double amount = 0;
-    const auto [stop, error] = std::from_chars(rest.data(), rest.data() + rest.size(), amount,
-                                               std::chars_format::fixed);
+    const auto [stop, error] =
+        std::from_chars(rest.data(), rest.data() + rest.size(), amount, std::chars_format::fixed);
     if (error != std::errc{} || !(amount >= 0) || !std::isfinite(amount)) return fail();
     rest.remove_prefix(static_cast<std::size_t>(stop - rest.data()));
     double unit = 1;

@@ -68,8 +68,8 @@ struct RunSettings {
   std::int64_t save_every = 500;
   std::int64_t keep_last = 2;
   std::int64_t log_every = 10;
-  std::int64_t threads = 0;      // 0: cores of the affinity mask / ranks on the node
-  std::string resume = "auto";   // "auto", "never" or the path of a checkpoint
+  std::int64_t threads = 0;       // 0: cores of the affinity mask / ranks on the node
+  std::string resume = "auto";    // "auto", "never" or the path of a checkpoint
   std::int64_t expect_ranks = 0;  // 0: only what the launcher says
   Device device = Device::cpu;
 };

@@ -84,7 +84,8 @@ Field choice(std::string key, Member member, std::vector<std::string> names, std
   return f;
 }
 
-#define MEMBER(path) [](auto& c) -> auto& { return c.path; }
+#define MEMBER(path) \
+  [](auto& c) -> auto& { return c.path; }
 
 Field token_count(TokenGroup group) {
   return integer(
@@ -163,8 +164,8 @@ std::vector<Field> make_fields() {
   f.push_back(text("run.name", MEMBER(run.name), Text::may_be_empty, "a name to find the run by"));
   f.push_back(integer("run.save_every", MEMBER(run.save_every), at_least(0),
                       "updates between checkpoints; 0: only at the end"));
-  f.push_back(integer("run.keep_last", MEMBER(run.keep_last), at_least(1),
-                      "checkpoints kept besides the ends of stages"));
+  f.push_back(
+      integer("run.keep_last", MEMBER(run.keep_last), at_least(1), "checkpoints kept besides the ends of stages"));
   f.push_back(integer("run.log_every", MEMBER(run.log_every), at_least(1), "updates between lines of progress"));
   f.push_back(integer("run.threads", MEMBER(run.threads), at_least(0),
                       "threads of a rank; 0: cores it may use / ranks on the node"));
@@ -174,8 +175,8 @@ std::vector<Field> make_fields() {
                       "fails at once with another number of ranks; 0: only asks the launcher"));
   f.push_back(choice("run.device", MEMBER(run.device), {"cpu"}, "where the model computes"));
 
-  f.push_back(integer("parallel.dp", MEMBER(parallel.dp), at_least(0),
-                      "ranks that share the batch; 0: ranks / parallel.tp"));
+  f.push_back(
+      integer("parallel.dp", MEMBER(parallel.dp), at_least(0), "ranks that share the batch; 0: ranks / parallel.tp"));
   f.push_back(integer("parallel.tp", MEMBER(parallel.tp), at_least(0),
                       "ranks that share the parameter tokens; 0: ranks / parallel.dp"));
   f.push_back(choice("parallel.token_shards", MEMBER(parallel.token_shards), {"even", "append"},

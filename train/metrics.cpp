@@ -47,8 +47,7 @@ void MetricsWriter::write(std::initializer_list<Metric> members) {
   for (const Metric& member : members) {
     std::visit([&](const auto& value) { object[std::string(member.name)] = value; }, member.value);
   }
-  const std::string line =
-      object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  const std::string line = object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
   if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() || std::fflush(file_.get()) != 0) {
     fail(path_, "written", errno);
   }

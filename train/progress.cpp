@@ -48,10 +48,14 @@ std::string progress_text(ProgressStyle style, std::int64_t step, std::int64_t s
                             speed_text(tokens_per_second), clock_text(seconds_left));
 }
 
-Progress::Progress(std::FILE* out, ProgressStyle style, std::int64_t first, std::int64_t steps,
-                   std::int64_t log_every)
-    : out_(out), style_(style), first_(first), steps_(steps), log_every_(std::max<std::int64_t>(log_every, 1)),
-      start_(Clock::now()), shown_(start_) {}
+Progress::Progress(std::FILE* out, ProgressStyle style, std::int64_t first, std::int64_t steps, std::int64_t log_every)
+    : out_(out),
+      style_(style),
+      first_(first),
+      steps_(steps),
+      log_every_(std::max<std::int64_t>(log_every, 1)),
+      start_(Clock::now()),
+      shown_(start_) {}
 
 Progress::~Progress() {
   if (drawn_) std::fputc('\n', out_);

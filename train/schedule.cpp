@@ -39,15 +39,15 @@ Schedule make_schedule(const TrainConfig& train, std::int64_t start) {
   s.warmup_steps = train.warmup_steps;
   s.decay_steps = train.decay_steps;
   if (s.length > 0 && s.warmup_steps + s.decay_steps > s.length) {
-    throw ConfigError("train.warmup_steps = {} and train.decay_steps = {} do not fit into the {} steps from {} to "
-                      "train.steps = {}",
-                      s.warmup_steps, s.decay_steps, s.length, start, train.steps);
+    throw ConfigError(
+        "train.warmup_steps = {} and train.decay_steps = {} do not fit into the {} steps from {} to "
+        "train.steps = {}",
+        s.warmup_steps, s.decay_steps, s.length, start, train.steps);
   }
   if (s.decay_steps == 0) {
     const std::int64_t after_warmup = std::max<std::int64_t>(s.length - s.warmup_steps, 0);
-    s.decay_steps = s.kind == ScheduleKind::cosine
-                        ? after_warmup
-                        : std::min(std::max<std::int64_t>(s.length / 10, 1), after_warmup);
+    s.decay_steps = s.kind == ScheduleKind::cosine ? after_warmup
+                                                   : std::min(std::max<std::int64_t>(s.length / 10, 1), after_warmup);
   }
   return s;
 }

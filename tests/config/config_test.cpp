@@ -131,23 +131,20 @@ TEST(Config, TheFirstMistakeIsReported) {
 }
 
 TEST(Config, HeadsThatDoNotDivide) {
-  const std::string what = complaint([] {
-    parse_config("[model]\nheads = 3\ndim = 32\n[data]\npath=\"d\"\n[run]\ndir=\"r\"\n", "c.toml");
-  });
+  const std::string what =
+      complaint([] { parse_config("[model]\nheads = 3\ndim = 32\n[data]\npath=\"d\"\n[run]\ndir=\"r\"\n", "c.toml"); });
   EXPECT_EQ(what, "c.toml:2:9: model.heads = 3 does not divide model.dim = 32; choose a divisor of 32");
 }
 
 TEST(Config, OddRotaryWidth) {
   const std::string what = complaint_of("", {"model.rotary_fraction=0.4"});  // int(0.4 * 8) = 3
-  EXPECT_EQ(what.rfind("--set model.rotary_fraction: model.rotary_fraction = 0.4 rotates 3 of the 8 dimensions", 0),
-            0U)
+  EXPECT_EQ(what.rfind("--set model.rotary_fraction: model.rotary_fraction = 0.4 rotates 3 of the 8 dimensions", 0), 0U)
       << what;
 }
 
 TEST(Config, ContradictionsBetweenKeys) {
   EXPECT_EQ(complaint_of("seq = 17\n"), "c.toml:11:7: train.seq = 17 is longer than model.max_seq = 16");
-  EXPECT_EQ(complaint_of("micro_batch = 17\n"),
-            "c.toml:11:15: train.micro_batch = 17 is larger than train.batch = 16");
+  EXPECT_EQ(complaint_of("micro_batch = 17\n"), "c.toml:11:15: train.micro_batch = 17 is larger than train.batch = 16");
   EXPECT_EQ(complaint_of("steps = 5\nwarmup_steps = 6\n"),
             "c.toml:12:16: train.warmup_steps = 6 is more than train.steps = 5");
 }
@@ -177,17 +174,14 @@ TEST(Config, Overrides) {
 }
 
 TEST(Config, BadOverrides) {
-  EXPECT_EQ(complaint_of("", {"train.lr"}),
-            "--set train.lr: want KEY=VALUE, for example --set train.lr=3e-4");
+  EXPECT_EQ(complaint_of("", {"train.lr"}), "--set train.lr: want KEY=VALUE, for example --set train.lr=3e-4");
   EXPECT_EQ(complaint_of("", {"train.l=3"}), "--set train.l: unknown key train.l; did you mean `train.lr`?");
   EXPECT_EQ(complaint_of("", {"train.lr=fast"}), "--set train.lr=fast: train.lr is a string, want a number");
   EXPECT_EQ(complaint_of("", {"train.steps=1.5"}),
             "--set train.steps=1.5: train.steps is a floating-point number, want an integer");
   EXPECT_EQ(complaint_of("", {"train.steps="}), "--set train.steps=: train.steps is a string, want an integer");
-  EXPECT_EQ(complaint_of("", {"train.batch=0"}),
-            "--set train.batch=0: train.batch = 0: want at least 1");
-  EXPECT_EQ(complaint_of("", {"train=3"}),
-            "--set train: train is a section; its keys are given below [train]");
+  EXPECT_EQ(complaint_of("", {"train.batch=0"}), "--set train.batch=0: train.batch = 0: want at least 1");
+  EXPECT_EQ(complaint_of("", {"train=3"}), "--set train: train is a section; its keys are given below [train]");
 }
 
 TEST(Config, OverrideCannotSmuggleInASecondKey) {
@@ -265,8 +259,9 @@ TEST(Config, VocabularyComesFromTheDataset) {
   RunConfig c = parse("").config;
   adopt_vocab(c, 97, "d.h5");
   EXPECT_EQ(c.model.vocab, 97);
-  EXPECT_NE(complaint([&] { adopt_vocab(c, 98, "d.h5"); })
-                .find("model.vocab = 97, but the dataset d.h5 has a vocabulary of 98"),
+  EXPECT_NE(complaint([&] {
+              adopt_vocab(c, 98, "d.h5");
+            }).find("model.vocab = 97, but the dataset d.h5 has a vocabulary of 98"),
             std::string::npos);
 }
 

@@ -58,9 +58,10 @@ Outcome run(std::vector<const char*> words) {
 
 TEST(Job, ValuesReachTheirTargets) {
   Line line;
-  const Outcome o = run(line, {"--config", "a.toml", "--set", "a=1", "--set=b=-2", "--dry-run", "--count", "-5",
-                               "--top-p=0.25", "--seed", "7"},
-                        [] { return ExitCode::requeue; });
+  const Outcome o = run(
+      line,
+      {"--config", "a.toml", "--set", "a=1", "--set=b=-2", "--dry-run", "--count", "-5", "--top-p=0.25", "--seed", "7"},
+      [] { return ExitCode::requeue; });
   EXPECT_EQ(o.code, 10);
   EXPECT_EQ(o.err, "");
   EXPECT_EQ(line.config, "a.toml");

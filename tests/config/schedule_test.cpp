@@ -32,7 +32,7 @@ TEST(Schedule, WarmUpIsLinearAndReachesThePeak) {
 
 TEST(Schedule, CosineGoesToTheFloor) {
   const Schedule s = make_schedule(config(ScheduleKind::cosine), 0);  // D = 16
-  EXPECT_NEAR(s.lr(8), 2 + 6 * 0.5 * (1 + std::sqrt(0.5)), 1e-12);   // a quarter of the way: cos(pi / 4)
+  EXPECT_NEAR(s.lr(8), 2 + 6 * 0.5 * (1 + std::sqrt(0.5)), 1e-12);    // a quarter of the way: cos(pi / 4)
   EXPECT_NEAR(s.lr(12), 5.0, 1e-12);                                  // half-way
   EXPECT_GT(s.lr(19), 2.0);
   EXPECT_NEAR(s.lr(20), 2.0, 1e-12);
