@@ -14,6 +14,7 @@
 #include "parallel/ops/copy_to.h"
 #include "parallel/ops/gather_columns.h"
 #include "parallel/ops/reduce_from.h"
+#include "parallel/ops/reduce_scatter_columns.h"
 #include "parallel/tp_reducer.h"
 
 namespace tforge {
@@ -98,11 +99,14 @@ TokenFormer::TokenFormer(Allocator& allocator, Stream& stream, const ModelConfig
   sine_ = Tensor::empty(allocator, table, dtype, Purpose::weights);
   if (config_.rotary_dim() > 0) kernels::rotary_tables(stream, config_.rotary_base, cosine_.view(), sine_.view());
 
+  std::vector<std::int64_t> heads, vocab;
   for (int r = 0; r < tp.size(); ++r) {
-    head_columns_.push_back(plan_.heads.count(r) * config_.head_dim());
-    vocab_columns_.push_back(plan_.vocab.count(r));
+    heads.push_back(plan_.heads.count(r) * config_.head_dim());
+    vocab.push_back(plan_.vocab.count(r));
   }
-  for (std::int64_t g = 0; g < 3; ++g) qkv_columns_.groups.push_back({g * config_.dim, head_columns_});
+  head_columns_.groups = {heads};
+  vocab_columns_.groups = {vocab};
+  qkv_columns_.groups = {heads, heads, heads};
   qkv_columns_.common = config_.norm == PattentionNorm::l2_norm_gelu ? 0 : 3;
 }
 
@@ -147,8 +151,8 @@ Var TokenFormer::attention_input(Tape& tape, const Var& h, std::int64_t layer) {
   const std::array<PattentionTokens, 3> qkv = {tokens_of(layer, TokenGroup::query), tokens_of(layer, TokenGroup::key),
                                                tokens_of(layer, TokenGroup::value)};
   const std::array<double, 3> scales = {qkv[0].scale, qkv[1].scale, qkv[2].scale};
-  Var partial = pattention(tape, u, qkv, config_.norm, *reducer_);
-  return row_normalize(tape, scatter_columns(tape, std::move(partial), qkv_columns_, tp_), scales, config_.norm);
+  const Var partial = pattention(tape, u, qkv, config_.norm, *reducer_);
+  return row_normalize(tape, reduce_scatter_columns(tape, partial, qkv_columns_, tp_), scales, config_.norm);
 }
 
 /// One Pattention from the whole width to the whole width; x's gradient is partial.

@@ -23,7 +23,7 @@
 #include "model/config.h"
 #include "model/parameter.h"
 #include "parallel/communicator.h"
-#include "parallel/ops/scatter_columns.h"
+#include "parallel/ops/column_plan.h"
 #include "parallel/shard.h"
 
 namespace tforge {
@@ -121,8 +121,7 @@ class TokenFormer {
   Var embedding_, final_weight_, final_bias_;
   Tensor cosine_, sine_;
   std::unique_ptr<Reducer> reducer_;
-  ColumnPlan qkv_columns_;
-  std::vector<std::int64_t> head_columns_, vocab_columns_;
+  ColumnPlan qkv_columns_, head_columns_, vocab_columns_;
 };
 
 }  // namespace tforge

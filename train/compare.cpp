@@ -1,5 +1,6 @@
 #include "train/compare.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "checkpoint/published_file.h"
@@ -109,7 +110,7 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
   HeadLoss loss = model.loss(tape, tokens, labels, count, weight);
   tape.backward(loss.loss);
   model.parameters().finish_gradients();
-  sync_gradients(stream, model.parameters().gradients(), *mesh.dp_comm);
+  GradSync(*mesh.dp_comm, model.parameters().gradients()).finish(stream);
   double mean = loss.nll_sum * weight;
   mesh.dp_comm->all_reduce(stream, TensorView{&mean, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
   const std::vector<double> their_loss = {file.loss};

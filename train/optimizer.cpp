@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/adamw.h"
+#include "parallel/grad_sync.h"
 
 namespace tforge {
 
@@ -63,8 +64,7 @@ void AdamW::for_each_trained_span(const TrainConfig& config, std::int64_t stage,
   }
 }
 
-double AdamW::gradient_square_sum(Stream& stream, const TrainConfig& config, std::int64_t stage,
-                                  Communicator& tp) const {
+double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, Communicator& tp) const {
   double sharded = 0, replicated = 0;
   for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State&, const Span& span, double) {
     if (span.rows == 0) return;
@@ -72,11 +72,7 @@ double AdamW::gradient_square_sum(Stream& stream, const TrainConfig& config, std
     const double squares = kernels::sum_of_squares(stream, part.view());
     (p.spec.placement == Placement::sharded ? sharded : replicated) += squares;
   });
-  if (tp.size() > 1) {
-    TensorView view{&sharded, DType::f64, Device::cpu, Shape{1}, 1};
-    tp.all_reduce(stream, view, ReduceOp::sum);
-  }
-  return sharded + replicated;
+  return global_norm(stream, tp, sharded, replicated);
 }
 
 void AdamW::update(Stream& stream, const TrainConfig& config, std::int64_t stage, double lr, double grad_scale) {

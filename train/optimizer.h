@@ -35,9 +35,9 @@ class AdamW {
   /// Zeroes moments and ages of all rows born before `stage`.
   void reset_older_than(std::int64_t stage);
 
-  /// Sum of squares of the gradients that an update would use (frozen rows have no share), over all ranks of `tp`,
-  /// every logical element once; in f64. Collective over tp. Non-finite when a gradient is.
-  double gradient_square_sum(Stream& stream, const TrainConfig& config, std::int64_t stage, Communicator& tp) const;
+  /// Norm of the gradients that an update would use (frozen rows have no share), every logical element once; in f64,
+  /// the same on every rank of `tp`. Non-finite when a gradient is. Collective over tp.
+  double gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, Communicator& tp) const;
 
   /// One update; `grad_scale` is the clip factor. Rows born before `stage` follow config.growth.old_rows; rows born in
   /// a stage > 0 warm up linearly over their own first config.growth.new_rows_warmup_steps updates.

@@ -1,0 +1,177 @@
+#include "train/run_state.h"
+
+#include <algorithm>
+
+#include "core/errors.h"
+#include "core/version.h"
+
+namespace tforge {
+
+namespace {
+
+/// Rows in the sense of checkpoints: a vector is one row.
+std::int64_t stored_rows(const Shape& shape) { return shape.rank() == 1 ? 1 : shape.rows(); }
+
+/// This rank's blocks of a tensor that lies as the parameter does.
+std::vector<RowBlock> blocks_of(const Parameter& p, const Tensor& tensor, const Mesh& mesh) {
+  if (mesh.dp_index != 0) return {};
+  const void* data = tensor.view().data;
+  if (p.spec.placement == Placement::replicated) {
+    if (mesh.tp_index != 0) return {};
+    return {{0, stored_rows(p.spec.shape), data}};
+  }
+  return {{p.first_row, p.rows, data}};
+}
+
+void read_into(const CheckpointReader& reader, const std::string& path, const Parameter& p, Tensor to) {
+  const CheckpointReader::Tensor& stored_tensor = reader.tensor(path);
+  if (!(stored_tensor.shape == p.spec.shape)) {
+    throw CheckpointError("{}: {} has shape {}, the model's configuration says {}", reader.path(), path,
+                          stored_tensor.shape.text(), p.spec.shape.text());
+  }
+  const bool vector = p.spec.shape.rank() == 1;
+  reader.read_rows(path, vector ? 0 : p.first_row, vector ? 1 : p.rows, to.dtype(), to.view().data);
+}
+
+template <class T>
+T attribute_of(const CheckpointReader& reader, const CheckpointReader::Tensor& tensor, const std::string& name) {
+  const auto found = tensor.attributes.find(name);
+  const T* value = found == tensor.attributes.end() ? nullptr : std::get_if<T>(&found->second);
+  if (value == nullptr) {
+    throw CheckpointError("{}: {} lacks the attribute '{}'", reader.path(), tensor.path, name);
+  }
+  return *value;
+}
+
+}  // namespace
+
+std::int64_t stage_of(const std::vector<GrowthRecord>& history) { return history.empty() ? 0 : history.back().stage; }
+
+StoredTokenizer stored(const Tokenizer& tokenizer) {
+  return {std::string(name_of(tokenizer.kind())), tokenizer.fingerprint(), tokenizer.serialized()};
+}
+
+Tokenizer restored(const StoredTokenizer& tokenizer, const std::string& checkpoint_path) {
+  Tokenizer result =
+      Tokenizer::from_serialized(tokenizer_kind_from_name(tokenizer.kind), tokenizer.bytes, checkpoint_path);
+  if (result.fingerprint() != tokenizer.fingerprint) {
+    throw CheckpointError("{}: the tokenizer is not the one whose fingerprint {} is stored", checkpoint_path,
+                          tokenizer.fingerprint);
+  }
+  return result;
+}
+
+std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments) {
+  std::vector<std::int64_t> numbers;
+  for (const AgeSegment& s : segments) numbers.insert(numbers.end(), {s.first_row, s.age, s.stage});
+  return numbers;
+}
+
+std::vector<AgeSegment> segments_from(const std::vector<std::int64_t>& numbers, std::int64_t rows,
+                                      const std::string& path) {
+  std::vector<AgeSegment> segments;
+  for (std::size_t i = 0; i + 2 < numbers.size(); i += 3) {
+    segments.push_back({numbers[i], numbers[i + 1], numbers[i + 2]});
+  }
+  bool valid = !segments.empty() && numbers.size() % 3 == 0 && segments[0].first_row == 0;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const AgeSegment& s = segments[i];
+    valid = valid && s.age >= 0 && s.stage >= 0 && s.first_row < rows &&
+            (i == 0 || s.first_row > segments[i - 1].first_row);
+  }
+  if (!valid) throw CheckpointError("the age segments of {} are not those of a parameter of {} rows", path, rows);
+  return segments;
+}
+
+CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer, const RunState& state,
+                               const SaveInfo& info, const Mesh& mesh) {
+  CheckpointContents contents;
+  contents.model_kind = model.config().kind;
+  contents.code_version = version_text();
+  contents.parent_uuid = info.parent_uuid;
+  contents.step = state.step;
+  contents.retention = info.retention;
+  contents.config = to_toml(info.config);
+  contents.tokenizer = info.tokenizer;
+  contents.growth_history = info.history;
+  contents.state = {{"tokens", state.tokens},
+                    {"samples", state.samples},
+                    {"schedule_start", state.schedule_start},
+                    {"skipped_steps", state.skipped_steps},
+                    {"growths_applied", state.growths_applied},
+                    {"dataset_fingerprint", state.dataset_fingerprint},
+                    {"layout", fmt::format("{}x{}", mesh.dp, mesh.tp)}};
+  std::size_t i = 0;
+  for (const Parameter& p : model.parameters().all()) {
+    const AdamW::State& moments = optimizer.state(i++);
+    CheckpointTensor tensor{"model/" + p.path(), model.dtype(), p.spec.shape, blocks_of(p, p.value(), mesh), {}};
+    if (p.spec.placement == Placement::sharded) tensor.attributes["shard_borders"] = p.spec.borders.borders;
+    contents.tensors.push_back(std::move(tensor));
+    for (const auto& [name, values] : {std::pair{"/m", moments.m}, std::pair{"/v", moments.v}}) {
+      contents.tensors.push_back({"optim/" + p.path() + name, model.dtype(), p.spec.shape,
+                                  blocks_of(p, values, mesh), {{"age_segments", flattened(moments.segments)}}});
+    }
+  }
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
+    for (const TokenGroup group : kTokenGroups) {
+      const std::string path = "model/" + TokenFormer::layer_path(layer, group) + ".keys";
+      for (CheckpointTensor& tensor : contents.tensors) {
+        if (tensor.path == path) tensor.attributes["scale"] = model.scale(layer, group);
+      }
+    }
+  }
+  return contents;
+}
+
+RunState load_state(const CheckpointReader& reader) {
+  const Attributes& s = reader.state();
+  RunState state;
+  state.step = state_value<std::int64_t>(s, "step");
+  state.tokens = state_value<std::int64_t>(s, "tokens");
+  state.samples = state_value<std::int64_t>(s, "samples");
+  state.schedule_start = state_value<std::int64_t>(s, "schedule_start");
+  state.skipped_steps = state_value<std::int64_t>(s, "skipped_steps");
+  state.growths_applied = state_value<std::int64_t>(s, "growths_applied");
+  state.dataset_fingerprint = state_value<std::string>(s, "dataset_fingerprint");
+  return state;
+}
+
+void load_parameters(const CheckpointReader& reader, TokenFormer& model) {
+  for (Parameter& p : model.parameters().all()) read_into(reader, "model/" + p.path(), p, p.value());
+  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
+    for (const TokenGroup group : kTokenGroups) {
+      const auto& keys = reader.tensor("model/" + TokenFormer::layer_path(layer, group) + ".keys");
+      const auto scale = attribute_of<double>(reader, keys, "scale");
+      if (!(scale > 0)) throw CheckpointError("{}: {} has scale {}", reader.path(), keys.path, scale);
+      model.set_scale(layer, group, scale);
+    }
+  }
+}
+
+void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, AdamW& optimizer) {
+  std::size_t i = 0;
+  for (const Parameter& p : model.parameters().all()) {
+    AdamW::State& state = optimizer.state(i++);
+    const std::string path = "optim/" + p.path();
+    read_into(reader, path + "/m", p, state.m);
+    read_into(reader, path + "/v", p, state.v);
+    state.segments = segments_from(
+        attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments"), p.spec.shape[0],
+        path);
+  }
+}
+
+std::array<ShardBorders, 5> stored_borders(const CheckpointReader& reader) {
+  std::array<ShardBorders, 5> borders;
+  for (const TokenGroup group : kTokenGroups) {
+    const auto& keys = reader.tensor("model/" + TokenFormer::layer_path(0, group) + ".keys");
+    ShardBorders& b = borders[static_cast<std::size_t>(group)];
+    b.borders = attribute_of<std::vector<std::int64_t>>(reader, keys, "shard_borders");
+    const bool valid = b.borders.size() >= 2 && b.borders.front() == 0 && std::ranges::is_sorted(b.borders) &&
+                       b.borders.back() <= keys.shape[0];
+    if (!valid) throw CheckpointError("{}: {} has shard borders that do not fit it", reader.path(), keys.path);
+  }
+  return borders;
+}
+
+}  // namespace tforge

@@ -1,0 +1,67 @@
+#pragma once
+// What a run is between two steps, and its way into and out of a checkpoint: parameters, moments, ages, counters.
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoint/reader.h"
+#include "checkpoint/writer.h"
+#include "data/tokenizer.h"
+#include "model/tokenformer.h"
+#include "parallel/mesh.h"
+#include "train/config.h"
+#include "train/optimizer.h"
+
+namespace tforge {
+
+/// The counters of a run. All ranks hold the same.
+struct RunState {
+  std::int64_t step = 0;            // updates done or skipped
+  std::int64_t tokens = 0;          // training tokens seen
+  std::int64_t samples = 0;         // samples drawn: the sampler's position
+  std::int64_t schedule_start = 0;  // step at which the learning-rate schedule began
+  std::int64_t skipped_steps = 0;   // updates skipped for non-finite numbers, in all
+  std::int64_t growths_applied = 0; // growth records whose start-of-stage actions have happened
+  std::string dataset_fingerprint;
+};
+
+/// The number of the stage under way: 0 at birth, one more with each growth.
+std::int64_t stage_of(const std::vector<GrowthRecord>& history);
+
+/// The dataset's tokenizer, as a checkpoint stores it.
+StoredTokenizer stored(const Tokenizer& tokenizer);
+/// Throws CheckpointError when the stored tokenizer is not what its fingerprint says.
+Tokenizer restored(const StoredTokenizer& tokenizer, const std::string& checkpoint_path);
+
+/// Everything that save() needs beside the tensors.
+struct SaveInfo {
+  RunConfig config;
+  StoredTokenizer tokenizer;
+  std::vector<GrowthRecord> history;
+  std::string parent_uuid;
+  Retention retention = Retention::rolling;
+};
+
+/// The contents of a checkpoint: every rank names the rows that it owns (replicated ones by the first rank of each
+/// group). The tensors' memory is that of model and optimizer.
+CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer, const RunState& state,
+                               const SaveInfo& info, const Mesh& mesh);
+
+RunState load_state(const CheckpointReader& reader);
+/// Fills this rank's rows of the parameters, and the scales. Throws CheckpointError when the checkpoint's tensors are
+/// not those of the model.
+void load_parameters(const CheckpointReader& reader, TokenFormer& model);
+/// Fills this rank's moments and all ages.
+void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, AdamW& optimizer);
+
+/// The rows of each layer group that the ranks which wrote the checkpoint owned: what "append" keeps in place.
+std::array<ShardBorders, 5> stored_borders(const CheckpointReader& reader);
+
+/// Ages as numbers, three a segment: first row, age, stage.
+std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments);
+/// Throws CheckpointError for anything but segments of a parameter of `rows` rows.
+std::vector<AgeSegment> segments_from(const std::vector<std::int64_t>& numbers, std::int64_t rows,
+                                      const std::string& path);
+
+}  // namespace tforge

@@ -1,0 +1,85 @@
+#pragma once
+// One training run: steps, evaluation and checkpoints of one model on one dataset.
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/allocator.h"
+#include "data/sampler.h"
+#include "data/token_dataset.h"
+#include "model/tokenformer.h"
+#include "parallel/grad_sync.h"
+#include "parallel/mesh.h"
+#include "train/evaluate.h"
+#include "train/optimizer.h"
+#include "train/run_state.h"
+#include "train/schedule.h"
+
+namespace tforge {
+
+enum class Update : std::uint8_t { applied, skipped };
+
+struct StepResult {
+  double loss = 0;       // mean negative log-likelihood over the global batch, nats a token
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  Update update = Update::applied;  // skipped: the loss or the gradients were not finite
+};
+
+/// A model with its optimizer on this rank of the mesh. Allocator, stream, mesh and dataset outlive it.
+class Trainer {
+ public:
+  /// A new model, initialised from config.train.seed.
+  Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mesh, Allocator& allocator, Stream& stream);
+  /// The model of a checkpoint, as `config` (already made by resumed()) wants it to go on. Start-of-stage actions of a
+  /// growth that has not been trained on yet happen here, once, and are marked in the state.
+  Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mesh, Allocator& allocator, Stream& stream,
+          const CheckpointReader& reader);
+
+  /// One update from the next config.train.batch samples, which are dealt to the dp ranks (as evenly as possible) and
+  /// cut into micro-batches. A step whose loss or gradients are not finite changes no parameter, moment or age.
+  /// Collective over the mesh. From the third step on it asks the system for no memory.
+  StepResult step();
+
+  EvalResult evaluate(Split split, const EvalOptions& options);
+  /// Saves under `path`. Collective over `world`.
+  CheckpointInfo save(Communicator& world, const std::string& path, Retention retention);
+
+  const RunConfig& config() const { return config_; }
+  const RunState& state() const { return state_; }
+  TokenFormer& model() { return model_; }
+  AdamW& optimizer() { return optimizer_; }
+  const std::vector<GrowthRecord>& history() const { return history_; }
+  /// Rows below the norm floor since the last call, on this rank.
+  std::int64_t take_floored_rows();
+  /// For samples that begin anew on another dataset.
+  void restart_samples() { state_.samples = 0; }
+
+ private:
+  void fill_batch(std::int64_t first, std::int64_t count);
+
+  RunConfig config_;
+  const TokenDataset& dataset_;
+  Mesh& mesh_;
+  Allocator& allocator_;
+  Stream& stream_;
+  TokenFormer model_;
+  AdamW optimizer_;
+  GradSync sync_;
+  Sampler sampler_;
+  ShardBorders sequences_;  // of the global batch, by dp rank
+  Tape tape_;
+  Tensor tokens_, targets_;  // of the micro-batch under way
+  RunState state_;
+  Schedule schedule_;
+  std::vector<GrowthRecord> history_;
+  std::string parent_uuid_;
+};
+
+/// The shards that the configuration asks for, given the checkpoint that the run goes on from (or none).
+/// Throws ConfigError.
+ShardPlan plan_shards(const RunConfig& config, int tp, const CheckpointReader* reader);
+
+}  // namespace tforge
