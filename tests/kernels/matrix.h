@@ -110,6 +110,7 @@ void expect_near(const Matrix<T>& got, const Matrix<U>& want, double tolerance) 
 template <class Loss>
 void expect_gradient(Matrix<double>& x, const Matrix<double>& gradient, const Loss& loss) {
   constexpr double kStep = 6e-6;
+  kernels::start_cpu_runtime(1);  // thousands of small calls: threads would only wait for each other
   const double size = gradient.largest();
   ASSERT_GT(size, 1e-2) << "the gradient is too near zero to be checked";
   for (std::int64_t r = 0; r < x.rows(); ++r) {

@@ -1,0 +1,113 @@
+// Causal attention. `GFLOP/s` counts the products of the causal half alone: 4 head_dim S (S + 1) / 2 operations a head
+// forward, 10 backward (scores again, dP, dQ, dK, dV), so it is below what the processor does by the softmax and by the
+// part of the diagonal blocks that is thrown away. PeakFma is what the processor can do.
+#include "kernels/attention.h"
+
+#include <benchmark/benchmark.h>
+
+#include <vector>
+
+#include "kernels/cpu/simd.h"
+#include "kernels/gemm.h"
+
+namespace tforge {
+namespace {
+
+using kernels::AttentionShape;
+
+struct Operands {
+  Allocator allocator;
+  AttentionShape shape;
+  std::int64_t head_dim, columns;
+  Tensor qkv, out, lse, dqkv, workspace;
+
+  explicit Operands(const benchmark::State& state)
+      : shape{state.range(0), state.range(1), state.range(2), state.range(3), state.range(3)},
+        head_dim(state.range(4)),
+        columns(shape.heads * head_dim) {
+    kernels::start_cpu_runtime(1);
+    const auto make = [&](std::int64_t rows, std::int64_t width) {
+      Tensor t = Tensor::empty(allocator, {rows, width}, DType::f32, Purpose::activations);
+      float x = 0.1F;
+      for (float& value : t.span<float>()) value = x = 3.7F * x * (1 - x);  // chaotic in (0, 1)
+      return t;
+    };
+    qkv = make(shape.batch * shape.kv_seq, 3 * columns);
+    dqkv = make(shape.batch * shape.kv_seq, 3 * columns);
+    out = make(shape.batch * shape.q_seq, columns);
+    lse = make(shape.batch * shape.q_seq, shape.heads);
+    workspace = make(1, kernels::attention_workspace(shape, head_dim));
+  }
+  TensorView part(Tensor& t, int i) const { return t.view().column_range(i * columns, columns); }
+  TensorView queries() {
+    TensorView q = part(qkv, 0);
+    return q.row_range(0, shape.batch * shape.q_seq);
+  }
+  void forward(Stream& stream) {
+    kernels::causal_attention_forward(stream, shape, queries(), part(qkv, 1), part(qkv, 2), out.view(), lse.view(),
+                                      workspace.view());
+  }
+  void rate(benchmark::State& state, double operations) const {
+    const auto q = static_cast<double>(shape.q_seq), kv = static_cast<double>(shape.kv_seq);
+    const double scores = q * (kv - q) + q * (q + 1) / 2;
+    const auto heads = static_cast<double>(shape.batch * shape.heads);
+    state.counters["GFLOP/s"] =
+        benchmark::Counter(operations * heads * scores * static_cast<double>(head_dim) * 1e-9,
+                           benchmark::Counter::kIsIterationInvariantRate);
+  }
+};
+
+void forward(benchmark::State& state) {
+  Operands x(state);
+  Stream stream;
+  for (auto _ : state) x.forward(stream);
+  x.rate(state, 4);
+}
+
+void backward(benchmark::State& state) {
+  Operands x(state);
+  Stream stream;
+  x.forward(stream);
+  for (auto _ : state) {
+    kernels::causal_attention_backward(stream, x.shape, x.queries(), x.part(x.qkv, 1), x.part(x.qkv, 2), x.out.view(),
+                                       x.lse.view(), x.out.view(), x.part(x.dqkv, 0), x.part(x.dqkv, 1),
+                                       x.part(x.dqkv, 2), x.workspace.view());
+  }
+  x.rate(state, 10);
+}
+
+/// Twelve independent chains of multiply-adds: the most an AVX2 processor does.
+void peak_fma(benchmark::State& state) {
+  using kernels::cpu::F32x8;
+  F32x8 c[12];
+  for (auto& x : c) x = F32x8::all(1);
+  F32x8 a = F32x8::all(0.999F);
+  for (auto _ : state) {
+    for (int i = 0; i < 1000; ++i) {
+#pragma GCC unroll 12
+      for (auto& x : c) x = fma(x, a, a);
+    }
+    benchmark::DoNotOptimize(c);
+  }
+  state.counters["GFLOP/s"] = benchmark::Counter(1000 * 12 * 16 * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"batch", "heads", "q_seq", "kv_seq", "head_dim"});
+  b->Args({8, 8, 256, 256, 32})->Args({16, 4, 256, 256, 32})->Args({1, 12, 512, 512, 64});
+  b->Unit(benchmark::kMillisecond);
+}
+BENCHMARK(peak_fma)->Name("PeakFma");
+BENCHMARK(forward)->Name("AttentionForward")->Apply(shapes);
+BENCHMARK(backward)->Name("AttentionBackward")->Apply(shapes);
+BENCHMARK(forward)
+    ->Name("AttentionOneQuery")
+    ->ArgNames({"batch", "heads", "q_seq", "kv_seq", "head_dim"})
+    ->Args({1, 12, 1, 512, 64})
+    ->Args({1, 8, 1, 256, 32})
+    ->Unit(benchmark::kMicrosecond);
+
+}  // namespace
+}  // namespace tforge
+
+BENCHMARK_MAIN();
