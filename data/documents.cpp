@@ -158,8 +158,8 @@ void read_text(FileReader& file, const Regex* document_start, Documents& documen
     const std::size_t newline = rest.find('\n');
     const bool known = newline != std::string_view::npos || rest.size() >= kLineHead || !more;
     if (rest.empty() || (line_begins && !known)) {
-      if (!more) break;
       pass_on();
+      if (!more) break;
       more = file.refill();
       continue;
     }

@@ -150,7 +150,7 @@ TEST(Documents, Jsonl) {
   error("\"text\"\n", "line 2 is a string, want an object");
   error("{\"text\": \"a\", \"text\": \"b\"}\n", "line 2 has the field \"text\" twice");
   error("{\"text\": \"a\"\n", "line 2 is not JSON at byte offset");
-  error("{\"text\": \"a\"} {\"text\": \"b\"}\n", "line 2 is not JSON at byte offset 32");
+  error("{\"text\": \"a\"} {\"text\": \"b\"}\n", "line 2 is not JSON at byte offset 31");
   error("{\"text\": \"\xff\"}\n", "line 2 is not JSON at byte offset 27 of the file");
   error("{\"text\": \"" + std::string(100'000, 'x'), "line 2 is not JSON");
 }
@@ -264,8 +264,15 @@ TEST(Prepare, EverySplitGetsADocument) {
 TEST(Prepare, TokenizerIsTrainedOnAtMostItsBytesOfTheTrainSplit) {
   const Scratch scratch;
   PrepareOptions options = options_for(scratch, chapters(400));
-  options.tokenizer_bytes = 1000;
-  expect_error<DataError>([&] { prepare(options); }, "cannot be trained on 9");  // 9xx bytes
+  options.tokenizer_bytes = 10'000;
+  options.vocab = 5000;
+  const std::string error = error_of<DataError>([&] { prepare(options); });
+  const std::string before = "a BPE vocabulary of 5000 pieces cannot be trained on ";
+  ASSERT_TRUE(error.starts_with(before)) << error;
+  const int bytes = std::stoi(error.substr(before.size()));
+  EXPECT_LE(bytes, 10'000);
+  EXPECT_GT(bytes, 8'000);  // a tenth of the drawn lines belongs to the held-out documents
+  options.vocab = 400;
   // A character of the held-out documents alone is not in the vocabulary.
   options.tokenizer_bytes = 1'000'000;
   prepare(options);
