@@ -10,12 +10,12 @@ usage: scripts/demo.sh [--corpus FILE [--document-start REGEX]] [--out DIR] [--s
   --document-start REGEX  a document begins at every matching line (WikiText: '^ = [^=]'); without it the corpus is cut
                           into 100 documents at ends of lines
   --out DIR               where everything is written, made anew; default out/demo
-  --steps N               updates of each of the two stages; default 300
+  --steps N               updates of each of the two stages; default 400
   --build DIR             build folder; default build
 TEXT
 }
 
-corpus='' document_start='' out=$PWD/out/demo steps=300 build=$PWD/build
+corpus='' document_start='' out=$PWD/out/demo steps=400 build=$PWD/build
 while (($# > 0)); do
   case $1 in
     --help | -h)
@@ -67,7 +67,7 @@ train() {
   mpirun -n 2 "$build/jobs/tf_train" "$@"
 }
 evaluate() { job tf_eval --checkpoint "$1" --data "$out/data.h5" --split test --json "$out/$2.json"; }
-last_checkpoint() { find "$1" -name '*.h5' | sort | tail -n 1; }
+last_checkpoint() { find "$1" -name 'step_*.h5' | sort | tail -n 1; }
 
 say "corpus"
 inputs=()

@@ -74,6 +74,13 @@ def held_out(path, split):
     return tokens[scored], text
 
 
+def parameters_of(checkpoint):
+    sizes = []
+    with h5py.File(checkpoint) as file:
+        file["model"].visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+    return sum(sizes)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="token dataset of tf_prepare")
@@ -88,8 +95,8 @@ def main():
             results[point] = json.load(file)
     tokens, text = held_out(args.data, args.split)
     for point, result in results.items():
-        if result["tokens"] != len(tokens) or result["bytes"] != len(text):
-            sys.exit(f"{point}: tf_eval scored {result['tokens']} tokens of {result['bytes']} bytes, the {args.split} split of "
+        if result["scored_tokens"] != len(tokens) or result["bytes"] != len(text):
+            sys.exit(f"{point}: tf_eval scored {result['scored_tokens']} tokens of {result['bytes']} bytes, the {args.split} split of "
                      f"{args.data} has {len(tokens)} of {len(text)}")
 
     counts = numpy.bincount(tokens)
@@ -107,7 +114,7 @@ def main():
         ("right after growth", grown, "grown"),
         ("stage 2, at the end", after, "after"),
     ]:
-        parameters = f"{results[point]['parameters']:12d}" if point and "parameters" in results[point] else ""
+        parameters = f"{parameters_of(results[point]['checkpoint']):12d}" if point else ""
         print(f"{name:34}{value:14.6f}{100 * value / unigram:11.1f}%{parameters}")
 
     claims = [

@@ -27,6 +27,7 @@ def main():
     args = parser.parse_args()
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    growth = None
     for stage, path in enumerate(args.metrics):
         training = read(path, "loss")
         if not training:
@@ -36,9 +37,10 @@ def main():
         validation = read(path, "eval_loss")
         if validation:
             axes.plot(*zip(*validation), "o-", markersize=4, label=f"{label}, validation")
-        if stage > 0:
-            axes.axvline(training[0][0], color="0.4", linestyle="--", linewidth=1)
-            axes.annotate(" growth", (training[0][0], 1), xycoords=("data", "axes fraction"), va="top", color="0.3")
+        if growth is not None:
+            axes.axvline(growth, color="0.4", linestyle="--", linewidth=1)
+            axes.annotate(" growth", (growth, 0.98), xycoords=("data", "axes fraction"), va="top", color="0.3")
+        growth = training[-1][0]
     axes.set_xlabel("training tokens")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
