@@ -14,7 +14,12 @@ namespace {
 using nlohmann::json;
 
 constexpr int kManifestFormat = 1;
-constexpr std::uint64_t kMaxManifestBytes = 1U << 30;
+constexpr int kMaxDepth = 4;  // of nested JSON
+
+/// No manifest of a file of this length is longer: 19 bytes a block, and 64 MiB for the tensors.
+std::uint64_t manifest_limit(std::uint64_t file_bytes) {
+  return (64U << 20) + 32 * Manifest::blocks_of(file_bytes);
+}
 
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
@@ -23,6 +28,20 @@ std::uint64_t parse_hex(const std::string& text) {
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value, 16);
   if (result.ec != std::errc() || result.ptr != text.data() + text.size()) throw std::invalid_argument(text);
   return value;
+}
+
+template <class T>
+T integer(const json& value) {
+  if (!value.is_number_integer()) throw std::invalid_argument("no integer");
+  return value.get<T>();
+}
+
+/// Parses text that may be anything: what follows walks the result by recursion, so its depth is bounded here.
+json parse(const std::string& text) {
+  return json::parse(text, [](int depth, json::parse_event_t, json&) {
+    if (depth > kMaxDepth) throw std::invalid_argument("nested too deep");
+    return true;
+  });
 }
 
 json to_json(const Manifest& m) {
@@ -45,13 +64,13 @@ Manifest from_json(const json& j) {
   Manifest m;
   j.at("file").get_to(m.file);
   j.at("uuid").get_to(m.uuid);
-  j.at("step").get_to(m.step);
+  m.step = integer<std::int64_t>(j.at("step"));
   m.retention = j.at("retention") == "stage_end" ? Retention::stage_end : Retention::rolling;
-  j.at("bytes").get_to(m.bytes);
+  m.bytes = integer<std::uint64_t>(j.at("bytes"));
   for (const json& block : j.at("blocks")) m.blocks.push_back(parse_hex(block.get<std::string>()));
   for (const json& t : j.at("tensors")) {
-    m.regions.push_back({t.at(0).get<std::string>(), t.at(1).get<std::uint64_t>(), t.at(2).get<std::uint64_t>(),
-                         t.at(3).get<std::uint64_t>(), t.at(4).get<std::uint64_t>()});
+    m.regions.push_back({t.at(0).get<std::string>(), integer<std::uint64_t>(t.at(1)), integer<std::uint64_t>(t.at(2)),
+                         integer<std::uint64_t>(t.at(3)), integer<std::uint64_t>(t.at(4))});
   }
   return m;
 }
@@ -100,15 +119,15 @@ Manifest read_manifest(const std::string& checkpoint) {
   const std::string path = manifest_path(checkpoint);
   std::string text;
   try {
-    text = read_file(path, kMaxManifestBytes);
+    text = read_file(path, manifest_limit(file_bytes));
   } catch (const DataError& error) {
     throw CheckpointError("{}: no readable manifest beside it, so its save did not finish or the manifest was lost ({})",
                           checkpoint, error.what());
   }
   Manifest manifest;
   try {
-    json j = json::parse(text);
-    const int format = j.at("format").get<int>();
+    json j = parse(text);
+    const auto format = integer<std::int64_t>(j.at("format"));
     if (format > kManifestFormat) {
       throw DataError("{}: checkpoint format {} is newer than this program reads ({}); use a newer TokenForge", path,
                       format, kManifestFormat);
@@ -123,7 +142,7 @@ Manifest read_manifest(const std::string& checkpoint) {
   } catch (const json::exception&) {
     throw CheckpointError("{}: damaged: not the manifest of a checkpoint", path);
   } catch (const std::invalid_argument&) {
-    throw CheckpointError("{}: damaged: a digest is not a hexadecimal number", path);
+    throw CheckpointError("{}: damaged: a value is not what it should be", path);
   }
   if (manifest.file != base_name(checkpoint)) {
     throw CheckpointError("{}: its manifest is that of {}; rename both files back", checkpoint, manifest.file);

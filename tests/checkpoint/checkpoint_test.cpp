@@ -293,6 +293,18 @@ TEST(Checkpoint, EveryFlippedByteAndTruncationIsFound) {
   EXPECT_NO_THROW(CheckpointReader::open(path));
 }
 
+TEST(Checkpoint, AnythingInPlaceOfTheManifestIsDamage) {
+  if (test_world().rank() != 0) return;
+  const Scratch scratch;
+  const std::string path = tiny(scratch.folder());
+  for (const std::string& text : {std::string(), std::string("[]"), std::string("{\"format\":1e300}"),
+                                  std::string("{\"format\":1}"), std::string(1000000, '['), std::string("\xff\0", 2)}) {
+    write_file_atomically(manifest_path(path), text);
+    const std::string message = error_of<CheckpointError>([&] { CheckpointReader::open(path); });
+    EXPECT_EQ(message.rfind(manifest_path(path) + ": damaged: ", 0), 0U) << message;
+  }
+}
+
 TEST(Checkpoint, LostRenamedAndExchangedFiles) {
   if (test_world().rank() != 0) return;
   const Scratch scratch;
