@@ -1,0 +1,112 @@
+#include "kernels/gemm.h"
+
+#include <string>
+
+#include "matrix.h"
+
+namespace tforge {
+namespace {
+
+using kernels::Transpose;
+using test::Matrix;
+Stream cpu;
+
+/// op(A) op(B) in f64, one element after the other.
+template <class T>
+Matrix<double> plain(Transpose a_op, Transpose b_op, const Matrix<T>& a, const Matrix<T>& b, std::int64_t m,
+                     std::int64_t n, std::int64_t k) {
+  Matrix<double> c(m, n);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (std::int64_t l = 0; l < k; ++l) {
+        sum += static_cast<double>(a_op == Transpose::yes ? a(l, i) : a(i, l)) *
+               static_cast<double>(b_op == Transpose::yes ? b(j, l) : b(l, j));
+      }
+      c(i, j) = sum;
+    }
+  }
+  return c;
+}
+
+struct Case {
+  std::int64_t m, n, k;
+};
+
+template <class T>
+void compare(const Case& s, Transpose a_op, Transpose b_op, double epsilon) {
+  SCOPED_TRACE(std::to_string(s.m) + " x " + std::to_string(s.n) + " x " + std::to_string(s.k) + " ops " +
+               std::to_string(static_cast<int>(a_op)) + std::to_string(static_cast<int>(b_op)));
+  const auto a = a_op == Transpose::yes ? Matrix<T>::random(s.k, s.m, 1, 1, 3) : Matrix<T>::random(s.m, s.k, 1, 1, 3);
+  const auto b = b_op == Transpose::yes ? Matrix<T>::random(s.n, s.k, 2, 1, 1) : Matrix<T>::random(s.k, s.n, 2, 1, 1);
+  Matrix<double> want = plain(a_op, b_op, a, b, s.m, s.n, s.k);
+  const double tolerance = epsilon * 8 * std::max(1.0, static_cast<double>(s.k));
+  Matrix<T> c(s.m, s.n, 2);
+  kernels::gemm(cpu, a_op, b_op, 1, a.view(), b.view(), GradMode::overwrite, c.view());  // over NaN
+  test::expect_near(c, want, tolerance);
+  kernels::gemm(cpu, a_op, b_op, -0.5, a.view(), b.view(), GradMode::accumulate, c.view());
+  for (std::int64_t i = 0; i < s.m; ++i) {
+    for (std::int64_t j = 0; j < s.n; ++j) want(i, j) *= 0.5;
+  }
+  test::expect_near(c, want, tolerance);
+  EXPECT_TRUE(c.padding_untouched());
+}
+
+TEST(Gemm, ByHand) {
+  const auto a = Matrix<float>::of(2, 2, {1, 2, 3, 4});
+  const auto b = Matrix<float>::of(2, 2, {5, 6, 7, 8});
+  Matrix<float> c(2, 2);
+  kernels::gemm(cpu, Transpose::no, Transpose::yes, 2, a.view(), b.view(), GradMode::overwrite, c.view());
+  EXPECT_TRUE(c.same_bits(Matrix<float>::of(2, 2, {34, 46, 78, 106})));
+}
+
+TEST(Gemm, AllOpsAtAwkwardSizes) {
+  for (const Case& s : {Case{1, 1, 1}, Case{1, 33, 17}, Case{1, 700, 31}, Case{5, 257, 64}, Case{9, 7, 3},
+                        Case{257, 33, 19}, Case{33, 1100, 65}, Case{1030, 130, 70}, Case{4, 3, 0}, Case{20, 3, 0},
+                        Case{0, 3, 5}, Case{3, 0, 5}}) {
+    for (const Transpose a_op : {Transpose::no, Transpose::yes}) {
+      for (const Transpose b_op : {Transpose::no, Transpose::yes}) {
+        compare<float>(s, a_op, b_op, 6e-8);
+        compare<double>(s, a_op, b_op, 1.2e-16);
+      }
+    }
+  }
+}
+
+TEST(Gemm, ThreadsDoNotShow) {
+  for (const Case& s : {Case{600, 200, 100}, Case{200, 2050, 40}, Case{1, 3000, 500}, Case{7, 900, 300}}) {
+    const auto a = Matrix<float>::random(s.m, s.k, 1);
+    const auto b = Matrix<float>::random(s.n, s.k, 2);
+    Matrix<float> one(s.m, s.n), two(s.m, s.n);
+    test::at_one_and_two_threads([&](int threads) {
+      kernels::gemm(cpu, Transpose::no, Transpose::yes, 1, a.view(), b.view(), GradMode::overwrite,
+                    threads == 1 ? one.view() : two.view());
+    });
+    EXPECT_TRUE(one.same_bits(two)) << s.m << " x " << s.n;
+  }
+}
+
+TEST(Gemm, RefusesOperandsThatDoNotFit) {
+  Matrix<float> a(2, 3), b(4, 3), c(2, 4);
+  Matrix<double> d(2, 4);
+  const auto multiply = [&](Transpose b_op, ConstTensorView right, TensorView out) {
+    kernels::gemm(cpu, Transpose::no, b_op, 1, a.view(), right, GradMode::overwrite, out);
+  };
+  EXPECT_THROW(multiply(Transpose::no, b.view(), c.view()), ShapeError);
+  EXPECT_THROW(multiply(Transpose::yes, b.view(), d.view()), DTypeError);
+  EXPECT_THROW(multiply(Transpose::yes, {}, c.view()), ShapeError);
+  TensorView overlapping = c.view();
+  overlapping.row_stride = 3;
+  EXPECT_THROW(multiply(Transpose::yes, b.view(), overlapping), ShapeError);
+  Stream gpu(Device::cuda);
+  EXPECT_THROW(kernels::gemm(gpu, Transpose::no, Transpose::yes, 1, a.view(), b.view(), GradMode::overwrite, c.view()),
+               DeviceError);
+}
+
+TEST(Gemm, RuntimeHasTheOpenMpFlavour) {
+  EXPECT_NO_THROW(kernels::start_cpu_runtime(1));
+  EXPECT_NE(std::string(kernels::blas_description()).find("OpenBLAS"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tforge
