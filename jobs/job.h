@@ -43,8 +43,8 @@ struct JobInfo {
   std::string name;         // the binary: "tf_train"
   std::string description;  // one paragraph
   std::vector<Option> options;
-  std::string positional;  // name of the option that takes words without a name; "" when there is none
-  std::vector<std::string> examples;
+  std::string positional{};  // name of the option that takes words without a name; "" when there is none
+  std::vector<std::string> examples{};
   /// Called by run_mpi_job after the command line is read and before MPI starts, for a job whose configuration says
   /// how long a collective may take or how many ranks there must be.
   std::function<WorldOptions()> world_options = {};
