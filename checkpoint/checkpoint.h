@@ -42,10 +42,10 @@ struct CheckpointTensor {
 
 /// What one growth did to one layer group. Stored as attributes of /growth/history/<index>.
 struct GrowthRecord {
-  std::int64_t stage = 0;   // the stage that begins with this growth
-  std::int64_t step = 0;    // optimiser steps done before it
-  std::int64_t tokens = 0;  // training tokens seen before it
-  std::string layer_group;  // "qkv", "proj", "ffn"
+  std::int64_t stage = 0;          // the stage that begins with this growth
+  std::int64_t step = 0;           // optimiser steps done before it
+  std::int64_t tokens = 0;         // training tokens seen before it
+  std::string layer_group;         // "qkv", "proj", "ffn"
   std::int64_t tokens_before = 0;  // parameter tokens of each layer of the group
   std::int64_t tokens_after = 0;
   std::string rule;

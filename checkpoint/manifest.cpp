@@ -17,9 +17,7 @@ constexpr int kManifestFormat = 1;
 constexpr int kMaxDepth = 4;  // of nested JSON
 
 /// No manifest of a file of this length is longer: 19 bytes a block, and 64 MiB for the tensors.
-std::uint64_t manifest_limit(std::uint64_t file_bytes) {
-  return (64U << 20) + 32 * Manifest::blocks_of(file_bytes);
-}
+std::uint64_t manifest_limit(std::uint64_t file_bytes) { return (64U << 20) + 32 * Manifest::blocks_of(file_bytes); }
 
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
@@ -121,8 +119,9 @@ Manifest read_manifest(const std::string& checkpoint) {
   try {
     text = read_file(path, manifest_limit(file_bytes));
   } catch (const DataError& error) {
-    throw CheckpointError("{}: no readable manifest beside it, so its save did not finish or the manifest was lost ({})",
-                          checkpoint, error.what());
+    throw CheckpointError(
+        "{}: no readable manifest beside it, so its save did not finish or the manifest was lost ({})", checkpoint,
+        error.what());
   }
   Manifest manifest;
   try {
@@ -135,7 +134,8 @@ Manifest read_manifest(const std::string& checkpoint) {
     const std::string digest = j.at("digest").get<std::string>();
     const bool as_written = j.dump() + "\n" == text;
     j.erase("digest");
-    if (!as_written || digest128(j.dump()) != digest) throw CheckpointError("{}: damaged: its own digest does not match", path);
+    if (!as_written || digest128(j.dump()) != digest)
+      throw CheckpointError("{}: damaged: its own digest does not match", path);
     if (j.at("block_bytes") != Manifest::kBlockBytes) throw CheckpointError("{}: blocks of another size", path);
     manifest = from_json(j);
     manifest.digest = digest;

@@ -80,8 +80,9 @@ void convert(const std::byte* from, std::uint64_t count, To* to) {
 void check_manifest_agrees(const CheckpointReader& reader, const Manifest& manifest) {
   const CheckpointInfo& info = reader.info();
   if (info.uuid != manifest.uuid || info.step != manifest.step || info.retention != manifest.retention) {
-    throw CheckpointError("{}: its manifest is that of another checkpoint (step {}, uuid {}; the file: step {}, uuid {})",
-                          reader.path(), manifest.step, manifest.uuid, info.step, info.uuid);
+    throw CheckpointError(
+        "{}: its manifest is that of another checkpoint (step {}, uuid {}; the file: step {}, uuid {})", reader.path(),
+        manifest.step, manifest.uuid, info.step, info.uuid);
   }
 }
 
@@ -94,11 +95,10 @@ void CheckpointReader::load(const std::string& path) {
     info_.file_bytes = file.file_bytes();
     info_.format = file.attribute<std::int64_t>("/", "format_version");
     if (info_.format > kCheckpointFormat) {
-      const std::string by = file.has_attribute("/", "code_version")
-                                 ? file.attribute<std::string>("/", "code_version")
-                                 : std::string("a newer TokenForge");
+      const std::string by = file.has_attribute("/", "code_version") ? file.attribute<std::string>("/", "code_version")
+                                                                     : std::string("a newer TokenForge");
       throw DataError("{}: checkpoint format {} is newer than this program reads ({}); it was written by {}", path,
-                        info_.format, kCheckpointFormat, by);
+                      info_.format, kCheckpointFormat, by);
     }
     if (info_.format < 1) throw CheckpointError("format version {} is none", info_.format);
     const CheckedFile checked(file);
@@ -194,8 +194,7 @@ CheckpointReader CheckpointReader::open(Communicator& world, const std::string& 
 }
 
 const CheckpointReader::Tensor* CheckpointReader::find(const std::string& path) const {
-  const auto found =
-      std::find_if(tensors_.begin(), tensors_.end(), [&](const Tensor& t) { return t.path == path; });
+  const auto found = std::find_if(tensors_.begin(), tensors_.end(), [&](const Tensor& t) { return t.path == path; });
   return found == tensors_.end() ? nullptr : &*found;
 }
 

@@ -239,7 +239,8 @@ void CheckpointWriter::write_rows(std::span<const CheckpointTensor> tensors) {
   std::vector<std::uint64_t> digests;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const ManifestRegion& region = manifest_.regions[i];
-    if (tensors[i].path != region.path) throw InternalError("checkpoint: {} where {} was", tensors[i].path, region.path);
+    if (tensors[i].path != region.path)
+      throw InternalError("checkpoint: {} where {} was", tensors[i].path, region.path);
     if (region.row_bytes == 0) continue;
     for (const RowBlock& block : tensors[i].blocks) {
       const auto first = static_cast<std::uint64_t>(block.first_row);

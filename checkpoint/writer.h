@@ -56,8 +56,8 @@ class CheckpointWriter {
   CheckpointInfo info_;
   Manifest manifest_;  // block digests are filled at commit
   std::uint64_t content_offset_ = 0;
-  std::vector<std::uint64_t> content_;       // this rank's part of each tensor's content digest
-  std::vector<std::uint64_t> my_blocks_;     // digests of this rank's share
+  std::vector<std::uint64_t> content_;    // this rank's part of each tensor's content digest
+  std::vector<std::uint64_t> my_blocks_;  // digests of this rank's share
 
   const PlainFile& file() const { return temporary_ ? temporary_->file() : other_; }
 };

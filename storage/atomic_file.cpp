@@ -169,9 +169,9 @@ bool is_temporary_name(std::string_view name) {
   if (name.size() < kHexDigits + kEnd.size() + 3 || name.front() != '.' || !name.ends_with(kEnd)) return false;
   name.remove_suffix(kEnd.size());
   const std::string_view digits = name.substr(name.size() - kHexDigits);
-  return name[name.size() - kHexDigits - 1] == '.' &&
-         std::all_of(digits.begin(), digits.end(),
-                     [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+  return name[name.size() - kHexDigits - 1] == '.' && std::all_of(digits.begin(), digits.end(), [](char c) {
+           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+         });
 }
 
 }  // namespace tforge

@@ -52,10 +52,13 @@ void prepare_library() {
 /// The innermost reason on the library's error stack, cut before its internal details.
 std::string library_reason() {
   std::string reason;
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, [](unsigned n, const H5E_error2_t* error, void* data) -> herr_t {
-    if (n == 0 && error->desc != nullptr) *static_cast<std::string*>(data) = error->desc;
-    return 0;
-  }, &reason);
+  H5Ewalk2(
+      H5E_DEFAULT, H5E_WALK_UPWARD,
+      [](unsigned n, const H5E_error2_t* error, void* data) -> herr_t {
+        if (n == 0 && error->desc != nullptr) *static_cast<std::string*>(data) = error->desc;
+        return 0;
+      },
+      &reason);
   H5Eclear2(H5E_DEFAULT);
   std::replace(reason.begin(), reason.end(), '\n', ' ');
   return reason;
@@ -371,8 +374,7 @@ DatasetInfo Hdf5File::describe(const std::string& path, std::int64_t dataset) co
   info.mappable = offset != HADDR_UNDEF && info.bytes > 0;
   info.offset = info.mappable ? offset : 0;
   H5Eclear2(H5E_DEFAULT);
-  if (file_bytes_ != 0 &&
-      (info.bytes > file_bytes_ || (info.mappable && info.offset > file_bytes_ - info.bytes))) {
+  if (file_bytes_ != 0 && (info.bytes > file_bytes_ || (info.mappable && info.offset > file_bytes_ - info.bytes))) {
     fail(path, fmt::format("claims {} bytes ({}), more than the file of {} bytes holds", info.bytes, info.text(),
                            file_bytes_));
   }
@@ -418,8 +420,8 @@ void Hdf5File::write_range(const std::string& path, StoredType type, Range range
     throw InternalError("{}: {}: {} written to a dataset of {}", path_, path, name_of(type), about.text());
   }
   const Handle file_space(H5Dget_space(dataset.get()));
-  const bool fits = range == Range::whole ? elements == about.elements()
-                                          : select_rows(file_space.get(), about, first_row, elements);
+  const bool fits =
+      range == Range::whole ? elements == about.elements() : select_rows(file_space.get(), about, first_row, elements);
   if (!fits) {
     throw InternalError("{}: {}: {} values from row {} on do not fit {}", path_, path, elements, first_row,
                         about.text());
@@ -438,8 +440,8 @@ void Hdf5File::read_range(const std::string& path, StoredType type, Range range,
   const DatasetInfo about = describe(path, dataset.get());
   if (about.type != type) fail(path, fmt::format("holds {}, want {}", about.text(), name_of(type)));
   const Handle file_space(H5Dget_space(dataset.get()));
-  const bool fits = range == Range::whole ? elements == about.elements()
-                                          : select_rows(file_space.get(), about, first_row, elements);
+  const bool fits =
+      range == Range::whole ? elements == about.elements() : select_rows(file_space.get(), about, first_row, elements);
   if (!fits) {
     fail(path, fmt::format("{} values from row {} on are not whole rows of {}", elements, first_row, about.text()));
   }
@@ -602,7 +604,9 @@ AttributeValue Hdf5File::attribute(const std::string& path, const std::string& n
   const hssize_t points = H5Sget_simple_extent_npoints(space.get());
   const int rank = H5Sget_simple_extent_ndims(space.get());
   const auto read = [&](hid_t memory, void* buffer) { return H5Aread(attribute.get(), memory, buffer); };
-  const auto wrong = [&]() { fail(path, fmt::format("attribute '{}' is not a number, a row of numbers or a string", name)); };
+  const auto wrong = [&]() {
+    fail(path, fmt::format("attribute '{}' is not a number, a row of numbers or a string", name));
+  };
 
   const H5T_class_t kind = H5Tget_class(type.get());
   if (kind == H5T_STRING) {
@@ -640,10 +644,11 @@ T Hdf5File::attribute(const std::string& path, const std::string& name) const {
     if (const auto* other = std::get_if<std::int64_t>(&value)) return convert(*other, result), result;
     if (const auto* other = std::get_if<std::uint64_t>(&value)) return convert(*other, result), result;
   }
-  static constexpr const char* kKinds[] = {"an integer", "an unsigned integer", "a float", "a string",
-                                           "a row of integers", "a row of unsigned integers", "a row of floats"};
-  fail(path, fmt::format("attribute '{}' is {}, want {}", name, kKinds[value.index()],
-                         kKinds[AttributeValue(T{}).index()]));
+  static constexpr const char* kKinds[] = {"an integer",     "an unsigned integer", "a float",
+                                           "a string",       "a row of integers",   "a row of unsigned integers",
+                                           "a row of floats"};
+  fail(path,
+       fmt::format("attribute '{}' is {}, want {}", name, kKinds[value.index()], kKinds[AttributeValue(T{}).index()]));
 }
 
 template std::int64_t Hdf5File::attribute(const std::string&, const std::string&) const;

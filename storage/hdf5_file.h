@@ -27,21 +27,37 @@ std::size_t size_of(StoredType type);
 template <class T>
 struct stored_type_of;
 template <>
-struct stored_type_of<float> { static constexpr StoredType value = StoredType::f32; };
+struct stored_type_of<float> {
+  static constexpr StoredType value = StoredType::f32;
+};
 template <>
-struct stored_type_of<double> { static constexpr StoredType value = StoredType::f64; };
+struct stored_type_of<double> {
+  static constexpr StoredType value = StoredType::f64;
+};
 template <>
-struct stored_type_of<std::int32_t> { static constexpr StoredType value = StoredType::i32; };
+struct stored_type_of<std::int32_t> {
+  static constexpr StoredType value = StoredType::i32;
+};
 template <>
-struct stored_type_of<std::int64_t> { static constexpr StoredType value = StoredType::i64; };
+struct stored_type_of<std::int64_t> {
+  static constexpr StoredType value = StoredType::i64;
+};
 template <>
-struct stored_type_of<std::uint8_t> { static constexpr StoredType value = StoredType::u8; };
+struct stored_type_of<std::uint8_t> {
+  static constexpr StoredType value = StoredType::u8;
+};
 template <>
-struct stored_type_of<std::uint16_t> { static constexpr StoredType value = StoredType::u16; };
+struct stored_type_of<std::uint16_t> {
+  static constexpr StoredType value = StoredType::u16;
+};
 template <>
-struct stored_type_of<std::uint32_t> { static constexpr StoredType value = StoredType::u32; };
+struct stored_type_of<std::uint32_t> {
+  static constexpr StoredType value = StoredType::u32;
+};
 template <>
-struct stored_type_of<std::uint64_t> { static constexpr StoredType value = StoredType::u64; };
+struct stored_type_of<std::uint64_t> {
+  static constexpr StoredType value = StoredType::u64;
+};
 
 /// A dataset whose type is known and whose bytes lie inside the file.
 struct DatasetInfo {

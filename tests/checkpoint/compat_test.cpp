@@ -5,8 +5,8 @@
 #include <filesystem>
 
 #include "checkpoint/reader.h"
-#include "sample.h"
 #include "core/errors.h"
+#include "sample.h"
 #include "support/mpi_world.h"
 
 namespace tforge {
@@ -46,8 +46,9 @@ TEST(CheckpointCompat, ANewerVersionIsRefusedByName) {
   const test::Scratch scratch;
   const std::string path = scratch.path("v1.h5");
   std::filesystem::copy(kVersion1, path);
-  test::python("import h5py, numpy as np, sys\nh5py.File(sys.argv[1], 'r+').attrs.modify('format_version', np.int64(2))\n",
-               path);
+  test::python(
+      "import h5py, numpy as np, sys\nh5py.File(sys.argv[1], 'r+').attrs.modify('format_version', np.int64(2))\n",
+      path);
   const PlainFile file(path, PlainFile::Access::read);
   std::filesystem::copy(manifest_path(kVersion1), manifest_path(path));
   Manifest manifest = read_manifest(path);
@@ -60,8 +61,7 @@ TEST(CheckpointCompat, ANewerVersionIsRefusedByName) {
   text.replace(text.find("\"format\":1"), 10, "\"format\":2");
   write_file_atomically(manifest_path(path), text);
   EXPECT_EQ(test::error_of<DataError>([&] { CheckpointReader::open(path); }),
-            manifest_path(path) +
-                ": checkpoint format 2 is newer than this program reads (1); use a newer TokenForge");
+            manifest_path(path) + ": checkpoint format 2 is newer than this program reads (1); use a newer TokenForge");
 }
 
 }  // namespace

@@ -35,8 +35,8 @@ inline std::vector<std::byte> sample_row(const CheckpointTensor& t, std::int64_t
   const std::int64_t columns = t.shape.columns();
   std::vector<std::byte> bytes(static_cast<std::size_t>(columns) * size_of(t.dtype));
   for (std::int64_t c = 0; c < columns; ++c) {
-    const double value = 0.25 * static_cast<double>(row) - 3.0 * static_cast<double>(c % 97) +
-                         static_cast<double>(t.path.size());
+    const double value =
+        0.25 * static_cast<double>(row) - 3.0 * static_cast<double>(c % 97) + static_cast<double>(t.path.size());
     std::byte* at = bytes.data() + static_cast<std::size_t>(c) * size_of(t.dtype);
     const auto put = [&](auto v) { std::memcpy(at, &v, sizeof v); };
     switch (t.dtype) {
@@ -84,8 +84,10 @@ inline Sample sample(int rank, int ranks, Size size, std::int64_t step = 42) {
   c.step = step;
   c.config = "[model]\nkind = \"tokenformer\"  # größe\n";
   c.tokenizer = {"bytes", "f00d", std::string("\0\1\xfftok", 6)};
-  c.state = {{"tokens", std::int64_t{1000}},       {"seed", std::uint64_t{0xfedcba9876543210U}},
-             {"learning_rate", 3e-4},              {"sampler", std::string("{\"epoch\": 1}")},
+  c.state = {{"tokens", std::int64_t{1000}},
+             {"seed", std::uint64_t{0xfedcba9876543210U}},
+             {"learning_rate", 3e-4},
+             {"sampler", std::string("{\"epoch\": 1}")},
              {"counters", std::vector<std::uint64_t>{1, 2, 3}}};
   GrowthRecord record;
   record.stage = 1;
@@ -116,8 +118,8 @@ inline Sample sample(int rank, int ranks, Size size, std::int64_t step = 42) {
         {{"scale", 4.0}, {"age_segments", std::vector<std::int64_t>{0, 42, 8, 22}}});
   s.add("optim/layers.0.attention.query.keys/m", DType::f64, {13, 5}, even_block(13, rank, ranks));
   // Replicated: one rank passes it.
-  s.add("model/norm.weight", DType::f32, {6}, rank == ranks - 1 ? std::vector<RowBlock>{{0, 1, nullptr}}
-                                                                : std::vector<RowBlock>{});
+  s.add("model/norm.weight", DType::f32, {6},
+        rank == ranks - 1 ? std::vector<RowBlock>{{0, 1, nullptr}} : std::vector<RowBlock>{});
   s.add("model/tables", DType::bf16, {2, 3, 4}, even_block(6, rank, ranks));
   s.add("model/counts", DType::i32, {4, 1}, even_block(4, rank, ranks));
   s.add("model/none", DType::f32, {0, 4}, {});

@@ -61,10 +61,9 @@ TEST(AtomicFile, ErrorsNameTheFile) {
   EXPECT_EQ(error_of<DataError>([&] { read_file(scratch.path("file"), 4); }),
             scratch.path("file") + ": 5 bytes, want at most 4");
   char buffer[8];
-  EXPECT_EQ(error_of<DataError>([&] {
-              PlainFile(scratch.path("file"), PlainFile::Access::read).read_at(2, buffer, 8);
-            }),
-            scratch.path("file") + ": ends at byte 5, 5 more were expected");
+  EXPECT_EQ(
+      error_of<DataError>([&] { PlainFile(scratch.path("file"), PlainFile::Access::read).read_at(2, buffer, 8); }),
+      scratch.path("file") + ": ends at byte 5, 5 more were expected");
 }
 
 TEST(AtomicFile, FullDiskLeavesNothing) {

@@ -137,9 +137,9 @@ TEST(Hdf5File, BrokenFilesGiveOneLine) {
 
   const auto size = std::filesystem::file_size(path);
   std::filesystem::resize_file(path, size - 10);
-  EXPECT_EQ(error_of<DataError>([&] { Hdf5File::open(path); }),
-            fmt::format("{}: the HDF5 file is truncated ({} bytes on disk); copy it again or make it anew", path,
-                        size - 10));
+  EXPECT_EQ(
+      error_of<DataError>([&] { Hdf5File::open(path); }),
+      fmt::format("{}: the HDF5 file is truncated ({} bytes on disk); copy it again or make it anew", path, size - 10));
 
   const std::string text = scratch.path("text.h5");
   std::ofstream(text) << "not HDF5 at all";
