@@ -10,7 +10,7 @@ usage: scripts/demo.sh [--corpus FILE [--document-start REGEX]] [--out DIR] [--s
   --document-start REGEX  a document begins at every matching line (WikiText: '^ = [^=]'); without it the corpus is cut
                           into 100 documents at ends of lines
   --out DIR               where everything is written, made anew; default out/demo
-  --steps N               updates of each of the two stages; default 400
+  --steps N               updates of each of the two stages, at least 20; default 400
   --build DIR             build folder; default build
 TEXT
 }
@@ -39,7 +39,7 @@ while (($# > 0)); do
       ;;
   esac
 done
-[[ $steps =~ ^[1-9][0-9]*$ ]] || die "--steps $steps: want a whole number from 1"
+if [[ ! $steps =~ ^[1-9][0-9]+$ ]] || ((steps < 20)); then die "--steps $steps: want a whole number from 20, the warm-up"; fi
 [[ -z $corpus || -r $corpus ]] || die "--corpus $corpus: no such file"
 [[ -n $corpus || -z $document_start ]] || die "--document-start goes with --corpus"
 # Only what an earlier demo made is removed.
@@ -52,21 +52,35 @@ say "build"
 scripts/build.sh "$build"
 python=$(python_with h5py numpy matplotlib)
 choose_openblas_kernels
+out=${out#"$PWD"/}
 rm -rf "$out"
 mkdir -p "$out"
 touch "$out/.demo"
 
 started=$SECONDS
-# job NAME ARGUMENT...: says the command, then runs it.
+# show WORD...: prints a command as one would type it.
+show() {
+  local word line='$'
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./=,:-]+$ ]]; then line+=" $word"; else line+=" ${word@Q}"; fi
+  done
+  printf '\n%s\n' "$line"
+}
+# job NAME ARGUMENT...: shows the command, then runs it.
 job() {
-  printf '\n$ %s %s\n' "$1" "$(printf '%q ' "${@:2}")"
+  show "$@"
   "$build/jobs/$1" "${@:2}"
 }
 train() {
-  printf '\n$ mpirun -n 2 tf_train %s\n' "$(printf '%q ' "$@")"
+  show mpirun -n 2 tf_train "$@"
   mpirun -n 2 "$build/jobs/tf_train" "$@"
 }
-evaluate() { job tf_eval --checkpoint "$1" --data "$out/data.h5" --split test --json "$out/$2.json"; }
+# evaluate CHECKPOINT NAME: of the held-out split, on two ranks.
+evaluate() {
+  show mpirun -n 2 tf_eval --checkpoint "$1" --data "$out/data.h5" --split test --json "$out/$2.json"
+  mpirun -n 2 "$build/jobs/tf_eval" --checkpoint "$1" --data "$out/data.h5" --split test --json "$out/$2.json" >/dev/null
+  grep bits_per_byte "$out/$2.json"
+}
 last_checkpoint() { find "$1" -name 'step_*.h5' | sort | tail -n 1; }
 
 say "corpus"
@@ -96,13 +110,13 @@ stage1=$(last_checkpoint "$out/stage1")
 
 say "growth: about twice the parameter tokens"
 evaluate "$stage1" before
-job tf_expand --checkpoint "$stage1" --output "$out/grown.h5" --rule zero-key \
-  --tokens query=192,key=192,value=192,proj=192,ffn=768
+grown=(query=192 key=192 value=192 proj=192 ffn=768)
+job tf_expand --checkpoint "$stage1" --output "$out/grown.h5" --rule zero-key --tokens "$(IFS=, && echo "${grown[*]}")"
 evaluate "$out/grown.h5" grown
 
 say "stage 2: train on"
 train --config configs/demo.toml --init "$out/grown.h5" --set "data.path=$out/data.h5" --set "run.dir=$out/stage2" \
-  --set "train.steps=$((2 * steps))"
+  --set "train.steps=$((2 * steps))" "${grown[@]/#/--set=model.tokens.}"
 stage2=$(last_checkpoint "$out/stage2")
 evaluate "$stage2" after
 
