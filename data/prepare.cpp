@@ -48,11 +48,15 @@ class SplitRule {
 };
 
 /// Pass 1: draws lines. A line is kept while its random number is under a threshold, which falls whenever what is kept
-/// outgrows the limit; so the draw is even over a corpus of unknown size.
+/// outgrows the capacity; so the draw is even over a corpus of unknown size. Which documents are held out is known after
+/// the pass, so that somewhat more is kept than is taken.
 class LineSample : public DocumentHandler {
  public:
-  LineSample(std::uint64_t seed, std::int64_t limit)
-      : rng_(seed, "tokenizer sample"), limit_(static_cast<std::uint64_t>(std::max<std::int64_t>(limit, 0))) {}
+  /// Takes at most `limit` bytes, of which a share `held_out` of what was drawn is not to be taken; 0 draws nothing.
+  LineSample(std::uint64_t seed, std::int64_t limit, double held_out)
+      : rng_(seed, "tokenizer sample"),
+        limit_(static_cast<std::uint64_t>(limit)),
+        capacity_(1.25 * static_cast<double>(limit) / (1 - held_out)) {}
 
   void text(std::string_view piece) override {
     if (limit_ == 0) return;
@@ -77,11 +81,25 @@ class LineSample : public DocumentHandler {
     ++document_;
   }
 
-  /// The drawn lines of the train split; leaves nothing behind.
+  /// Drawn lines of the train split, in order: those of the smallest numbers, up to the limit. Leaves nothing behind.
   std::vector<std::string> take(const SplitRule& rule) {
+    std::vector<Line> drawn = std::exchange(kept_, {});
+    std::erase_if(drawn, [&](const Line& line) { return rule(line.document) != Split::train; });
+    std::vector<std::pair<double, std::size_t>> order;
+    for (const Line& line : drawn) order.emplace_back(line.number, line.text.size());
+    std::sort(order.begin(), order.end());
+    double end = 1;
+    std::uint64_t bytes = 0;
+    for (const auto& [number, size] : order) {
+      bytes += size;
+      if (bytes > limit_) {
+        end = number;
+        break;
+      }
+    }
     std::vector<std::string> lines;
-    for (Line& line : std::exchange(kept_, {})) {
-      if (rule(line.document) == Split::train) lines.push_back(std::move(line.text));
+    for (Line& line : drawn) {
+      if (line.number < end) lines.push_back(std::move(line.text));
     }
     return lines;
   }
@@ -98,7 +116,7 @@ class LineSample : public DocumentHandler {
     if (number < threshold_ && length > 0) {
       kept_.push_back({number, document_, line_.substr(0, length)});
       kept_bytes_ += length;
-      while (kept_bytes_ > limit_) {
+      while (static_cast<double>(kept_bytes_) > capacity_) {
         threshold_ *= 0.95;
         std::erase_if(kept_, [&](const Line& line) {
           if (line.number < threshold_) return false;
@@ -112,6 +130,7 @@ class LineSample : public DocumentHandler {
 
   Rng rng_;
   std::uint64_t limit_;
+  double capacity_;  // bytes
   std::string line_;
   std::uint64_t lines_ = 0;
   std::uint64_t document_ = 0;
@@ -274,7 +293,8 @@ PrepareSummary prepare(const PrepareOptions& options) {
 
   log::info("reading {}{}", options.corpus.files.front(),
             options.corpus.files.size() > 1 ? fmt::format(" and {} more", options.corpus.files.size() - 1) : "");
-  LineSample sample(options.seed, train ? options.tokenizer_bytes : 0);
+  LineSample sample(options.seed, train ? options.tokenizer_bytes : 0,
+                    options.validation_fraction + options.test_fraction);
   const CorpusCount count = read_documents(options.corpus, sample);
   if (count.documents == 0) throw DataError("the corpus is empty: {} holds no text", options.corpus.files.front());
   if (count.documents < 3) {
