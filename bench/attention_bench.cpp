@@ -51,9 +51,8 @@ struct Operands {
     const auto q = static_cast<double>(shape.q_seq), kv = static_cast<double>(shape.kv_seq);
     const double scores = q * (kv - q) + q * (q + 1) / 2;
     const auto heads = static_cast<double>(shape.batch * shape.heads);
-    state.counters["GFLOP/s"] =
-        benchmark::Counter(operations * heads * scores * static_cast<double>(head_dim) * 1e-9,
-                           benchmark::Counter::kIsIterationInvariantRate);
+    state.counters["GFLOP/s"] = benchmark::Counter(operations * heads * scores * static_cast<double>(head_dim) * 1e-9,
+                                                   benchmark::Counter::kIsIterationInvariantRate);
   }
 };
 

@@ -54,7 +54,8 @@ void backward(benchmark::State& state) {
 
 void sizes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"rows", "d", "threads"})->UseRealTime()->Unit(benchmark::kMicrosecond);
-  for (const std::int64_t threads : {1, 2}) b->Args({4096, 128, threads})->Args({2048, 256, threads})->Args({512, 768, threads});
+  for (const std::int64_t threads : {1, 2})
+    b->Args({4096, 128, threads})->Args({2048, 256, threads})->Args({512, 768, threads});
 }
 BENCHMARK(forward)->Name("LayerNormForward")->Apply(sizes);
 BENCHMARK(backward)->Name("LayerNormBackward")->Apply(sizes);

@@ -6,7 +6,7 @@
 namespace tforge::kernels {
 
 struct AdamWStep {
-  double lr = 0;            // already scheduled
+  double lr = 0;  // already scheduled
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
@@ -22,7 +22,8 @@ struct AdamWStep {
 void adamw_update(Stream& stream, const AdamWStep& step, TensorView parameter, ConstTensorView gradient, TensorView m,
                   TensorView v);
 
-/// Sum of squares in f64, in blocks fixed by shape; independent of threads. A non-finite element gives a non-finite sum.
+/// Sum of squares in f64, in blocks fixed by shape; independent of threads. A non-finite element gives a non-finite
+/// sum.
 double sum_of_squares(Stream& stream, ConstTensorView x);
 
 }  // namespace tforge::kernels

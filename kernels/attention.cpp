@@ -10,9 +10,10 @@ namespace {
 
 void check_shape(const char* op, const AttentionShape& s, std::int64_t columns) {
   if (s.batch < 0 || s.heads < 1 || s.q_seq < 1 || s.kv_seq < s.q_seq || s.kv_stride < s.kv_seq) {
-    throw ShapeError("{}: batch {}, heads {}, q_seq {}, kv_seq {}, kv_stride {}; want heads and q_seq of at least 1 and "
-                     "q_seq <= kv_seq <= kv_stride",
-                     op, s.batch, s.heads, s.q_seq, s.kv_seq, s.kv_stride);
+    throw ShapeError(
+        "{}: batch {}, heads {}, q_seq {}, kv_seq {}, kv_stride {}; want heads and q_seq of at least 1 and "
+        "q_seq <= kv_seq <= kv_stride",
+        op, s.batch, s.heads, s.q_seq, s.kv_seq, s.kv_stride);
   }
   if (columns < 1 || columns % s.heads != 0) {
     throw ShapeError("{}: {} columns do not make {} heads", op, columns, s.heads);
@@ -45,9 +46,8 @@ void causal_attention_forward(Stream& stream, const AttentionShape& shape, Const
     check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
   }
   check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
-  with_compute_type(kOp, q.dtype, [&](auto t) {
-    cpu::causal_attention_forward<decltype(t)>(shape, q, k, v, out, lse, workspace);
-  });
+  with_compute_type(kOp, q.dtype,
+                    [&](auto t) { cpu::causal_attention_forward<decltype(t)>(shape, q, k, v, out, lse, workspace); });
 }
 
 void causal_attention_backward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,

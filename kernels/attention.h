@@ -19,17 +19,19 @@ struct AttentionShape {
 /// out = attention(q, k, v). q, out [batch * q_seq, heads * head_dim]; k, v rows as above, heads * head_dim columns;
 /// row strides allowed (q, k, v may be columns of one tensor). lse [batch * q_seq, heads] (contiguous; empty view in
 /// inference) saves the log-sum-exp of each row's scaled scores. f32 or f64; accumulates in the same.
-/// workspace: at least attention_workspace(...) elements. Parallel over (sequence, head); bits do not depend on threads,
-/// and a row's bits depend neither on q_seq nor on the batch. Throws ShapeError, DTypeError.
+/// workspace: at least attention_workspace(...) elements. Parallel over (sequence, head); bits do not depend on
+/// threads, and a row's bits depend neither on q_seq nor on the batch. Throws ShapeError, DTypeError.
 void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
                               ConstTensorView v, TensorView out, TensorView lse, TensorView workspace);
 
-/// dq, dk, dv are overwritten. Needs q, k, v, out, lse; recomputes the probabilities block by block. q_seq == kv_seq.
+/// dq [as q], dk and dv [as k] are overwritten; rows between kv_seq and kv_stride are left. Needs q, k, v, out and lse;
+/// recomputes the probabilities block by block. q_seq == kv_seq. Throws ShapeError, DTypeError.
 void causal_attention_backward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
                                ConstTensorView v, ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
                                TensorView dq, TensorView dk, TensorView dv, TensorView workspace);
 
-/// Elements of workspace for either direction on this machine's threads.
+/// Elements of workspace for either direction (forward alone when q_seq < kv_seq) on omp_get_max_threads() threads.
+/// A thread holds a block of 24 rows of scores and packed keys and values: O(kv_seq * (head_dim + 24)).
 std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim);
 
 }  // namespace tforge::kernels

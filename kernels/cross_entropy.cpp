@@ -37,9 +37,8 @@ void cross_entropy_nll(Stream& stream, ConstTensorView row_sum, ConstTensorView 
   check_matrix(kOp, "row_sum", row_sum, row_sum.dtype, rows, 1);
   check_matrix(kOp, "target_logit", target_logit, row_sum.dtype, rows, 1);
   check_vector(kOp, "nll", nll, DType::f64, rows);
-  with_compute_type(kOp, row_sum.dtype, [&](auto t) {
-    cpu::cross_entropy_nll<decltype(t)>(row_sum, target_logit, targets, nll);
-  });
+  with_compute_type(kOp, row_sum.dtype,
+                    [&](auto t) { cpu::cross_entropy_nll<decltype(t)>(row_sum, target_logit, targets, nll); });
 }
 
 void cross_entropy_backward(Stream& stream, ConstTensorView row_max, ConstTensorView row_sum, ConstTensorView targets,

@@ -5,6 +5,8 @@
 //
 // The numbers a row needs of the other shards are columns [R, 1] that the caller reduces: `row_max` (max), then
 // `row_sum` and `target_logit` (sum). Targets < 0 are ignored: nll 0, gradient 0.
+// Logits and columns are f32 or f64 alike, with any row strides; sums of more than 1024 terms are in f64. A NaN or an
+// infinite logit makes its row's nll and gradient non-finite. Throws ShapeError, DTypeError.
 #include "core/device.h"
 #include "core/tensor.h"
 

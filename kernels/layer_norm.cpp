@@ -21,9 +21,8 @@ void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weigh
   }
   if (mean) check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
   if (rstd) check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
-  with_compute_type(kOp, dtype, [&](auto t) {
-    cpu::layer_norm_forward<decltype(t)>(x, weight, bias, eps, y, mean, rstd);
-  });
+  with_compute_type(kOp, dtype,
+                    [&](auto t) { cpu::layer_norm_forward<decltype(t)>(x, weight, bias, eps, y, mean, rstd); });
 }
 
 void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView mean,

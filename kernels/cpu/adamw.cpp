@@ -7,17 +7,16 @@
 namespace tforge::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kChunk = 16384;        // elements a thread takes at once
-constexpr std::int64_t kPartialSums = 1024;   // most partial sums of sum_of_squares; they live on the stack
+constexpr std::int64_t kChunk = 16384;       // elements a thread takes at once
+constexpr std::int64_t kPartialSums = 1024;  // most partial sums of sum_of_squares; they live on the stack
 
-/// Four independent f64 sums hide the latency of the additions.
+/// The two halves of a run are summed side by side, which hides the latency of the additions.
 template <class T>
 double sum_of_squares_of_run(const T* x, std::int64_t count) {
   double s0 = 0, s1 = 0;
-  std::int64_t i = 0;
   const std::int64_t half = count / 2;
 #pragma omp simd reduction(+ : s0, s1)
-  for (i = 0; i < half; ++i) {
+  for (std::int64_t i = 0; i < half; ++i) {
     const auto a = static_cast<double>(x[i]);
     const auto b = static_cast<double>(x[half + i]);
     s0 += a * a;
@@ -97,8 +96,8 @@ double sum_of_squares(ConstTensorView x) {
   return total;
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                              \
-  template void adamw_update<T>(const AdamWStep&, TensorView, ConstTensorView, TensorView, TensorView);    \
+#define TFORGE_INSTANTIATE(T)                                                                           \
+  template void adamw_update<T>(const AdamWStep&, TensorView, ConstTensorView, TensorView, TensorView); \
   template double sum_of_squares<T>(ConstTensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

@@ -151,7 +151,8 @@ inline F64x4 exp_of_negative(F64x4 x) { return exp(x); }
 template <class T>
 void clear_behind(T* row, std::int64_t n) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
-  for (std::int64_t j = (n + kLanes - 1) / kLanes * kLanes; j < n + kTile - 1; j += kLanes) Vec<T>::all(0).store(row + j);
+  for (std::int64_t j = (n + kLanes - 1) / kLanes * kLanes; j < n + kTile - 1; j += kLanes)
+    Vec<T>::all(0).store(row + j);
 }
 
 template <class T>
@@ -289,8 +290,8 @@ void mix(const T* p, std::int64_t p_row, std::int64_t m, std::int64_t seen, std:
         const std::int64_t rows = std::min(kTile, m - i);
         const std::int64_t depth = std::min(kDepth, seen + i + rows - k);
         if (depth <= 0) continue;
-        tile<T>(rows, depth, {p + i * p_row + k, p_row, 1}, panel,
-                k == 0 ? GradMode::overwrite : GradMode::accumulate, y + i * y_row + c, y_row);
+        tile<T>(rows, depth, {p + i * p_row + k, p_row, 1}, panel, k == 0 ? GradMode::overwrite : GradMode::accumulate,
+                y + i * y_row + c, y_row);
       }
     }
   }
@@ -311,6 +312,7 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
   const bool one_block = shape.q_seq <= kBlock;
   const bool values_in_place = one_block && head_dim % kPanel<T> == 0;
   T* const scratch = workspace.as<T>();
+  T* const lses = lse ? lse.as<T>() : nullptr;
 
   parallel_blocks(shape.batch * shape.heads, [&](std::int64_t index) {
     const std::int64_t b = index / shape.heads;
@@ -335,7 +337,7 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
           keys_packed = j + kPanel<T>;
         }
         panel_of_scores<T>(queries.data + row * queries.row, queries.row, m, seen, head_dim, panel, j, scores,
-                        extents.scores_row);
+                           extents.scores_row);
       }
       if (!values_in_place) {
         pack_rows(values.data, values.row, values_packed, seen + m, head_dim, shape.kv_seq, value_panels);
@@ -353,8 +355,8 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
       }
       for (std::int64_t i = 0; i < m; ++i) {
         store_scaled(y + i * wide, T(1) / softmax[i].sum, head_dim, outputs.data + (row + i) * outputs.row);
-        if (lse) {
-          lse.as<T>()[(b * shape.q_seq + row + i) * shape.heads + index % shape.heads] =
+        if (lses != nullptr) {
+          lses[(b * shape.q_seq + row + i) * shape.heads + index % shape.heads] =
               softmax[i].max + std::log(softmax[i].sum);
         }
       }
@@ -376,9 +378,7 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
   parallel_blocks(shape.batch * shape.heads, [&](std::int64_t index) {
     const std::int64_t b = index / shape.heads;
     const std::int64_t h = index % shape.heads;
-    const auto head = [&](const auto& view, std::int64_t stride) {
-      return head_of<T>(view, b * stride, h * head_dim);
-    };
+    const auto head = [&](const auto& view, std::int64_t stride) { return head_of<T>(view, b * stride, h * head_dim); };
     const auto queries = head(q, seq), keys = head(k, shape.kv_stride), values = head(v, shape.kv_stride);
     const auto outputs = head(out, seq), gradients = head(dout, seq);
     Pieces<T> pieces(scratch + omp_get_thread_num() * extents.backward());
@@ -452,12 +452,12 @@ std::int64_t attention_workspace_per_thread(const AttentionShape& shape, std::in
   return shape.q_seq == shape.kv_seq ? extents.backward() : extents.forward();
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                       \
-  template void causal_attention_forward<T>(const AttentionShape&, ConstTensorView, ConstTensorView,               \
-                                            ConstTensorView, TensorView, TensorView, TensorView);                  \
-  template void causal_attention_backward<T>(const AttentionShape&, ConstTensorView, ConstTensorView,              \
-                                             ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView,   \
-                                             TensorView, TensorView, TensorView, TensorView)
+#define TFORGE_INSTANTIATE(T)                                                                                          \
+  template void causal_attention_forward<T>(const AttentionShape&, ConstTensorView, ConstTensorView, ConstTensorView,  \
+                                            TensorView, TensorView, TensorView);                                       \
+  template void causal_attention_backward<T>(const AttentionShape&, ConstTensorView, ConstTensorView, ConstTensorView, \
+                                             ConstTensorView, ConstTensorView, ConstTensorView, TensorView,            \
+                                             TensorView, TensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
 #undef TFORGE_INSTANTIATE

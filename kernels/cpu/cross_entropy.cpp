@@ -9,8 +9,8 @@
 namespace tforge::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kSmall = 8192;    // logits below which a parallel region costs more than it saves
-constexpr std::int64_t kPiece = 1024;    // columns summed in T before they join the f64 total
+constexpr std::int64_t kSmall = 8192;  // logits below which a parallel region costs more than it saves
+constexpr std::int64_t kPiece = 1024;  // columns summed in T before they join the f64 total
 
 /// Largest element. A NaN may be passed over: it reappears in the sum of exponentials.
 template <class T>
@@ -87,8 +87,7 @@ void cross_entropy_row_sum(ConstTensorView logits, ConstTensorView row_max, Cons
 }
 
 template <class T>
-void cross_entropy_nll(ConstTensorView row_sum, ConstTensorView target_logit, ConstTensorView targets,
-                       TensorView nll) {
+void cross_entropy_nll(ConstTensorView row_sum, ConstTensorView target_logit, ConstTensorView targets, TensorView nll) {
   const std::int64_t rows = targets.elements();
   const T* const sum = row_sum.as<T>();
   const T* const logit = target_logit.as<T>();
@@ -129,12 +128,12 @@ void cross_entropy_backward(ConstTensorView row_max, ConstTensorView row_sum, Co
   }
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                 \
-  template void cross_entropy_row_max<T>(ConstTensorView, TensorView);                                        \
-  template void cross_entropy_row_sum<T>(ConstTensorView, ConstTensorView, ConstTensorView, std::int64_t,     \
-                                         TensorView, TensorView);                                             \
-  template void cross_entropy_nll<T>(ConstTensorView, ConstTensorView, ConstTensorView, TensorView);          \
-  template void cross_entropy_backward<T>(ConstTensorView, ConstTensorView, ConstTensorView, std::int64_t, double, \
+#define TFORGE_INSTANTIATE(T)                                                                                         \
+  template void cross_entropy_row_max<T>(ConstTensorView, TensorView);                                                \
+  template void cross_entropy_row_sum<T>(ConstTensorView, ConstTensorView, ConstTensorView, std::int64_t, TensorView, \
+                                         TensorView);                                                                 \
+  template void cross_entropy_nll<T>(ConstTensorView, ConstTensorView, ConstTensorView, TensorView);                  \
+  template void cross_entropy_backward<T>(ConstTensorView, ConstTensorView, ConstTensorView, std::int64_t, double,    \
                                           TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

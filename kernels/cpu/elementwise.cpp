@@ -35,10 +35,9 @@ void for_each_piece(std::int64_t rows, std::int64_t columns, bool contiguous, Bo
 template <class T>
 void fill(TensorView y, T value) {
   T* out = y.as<T>();
-  for_each_piece(y.rows(), y.columns(), y.contiguous(),
-                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
-                   std::fill_n(out + row * y.row_stride + first, count, value);
-                 });
+  for_each_piece(y.rows(), y.columns(), y.contiguous(), [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+    std::fill_n(out + row * y.row_stride + first, count, value);
+  });
 }
 
 template <class T>
@@ -83,9 +82,9 @@ void scale(T alpha, ConstTensorView x, TensorView y) {
                  });
 }
 
-#define TFORGE_INSTANTIATE(T)                                     \
-  template void fill<T>(TensorView, T);                           \
-  template void add_to<T>(ConstTensorView, GradMode, TensorView); \
+#define TFORGE_INSTANTIATE(T)                                         \
+  template void fill<T>(TensorView, T);                               \
+  template void add_to<T>(ConstTensorView, GradMode, TensorView);     \
   template void add<T>(ConstTensorView, ConstTensorView, TensorView); \
   template void scale<T>(T, ConstTensorView, TensorView)
 TFORGE_INSTANTIATE(float);

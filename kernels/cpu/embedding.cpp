@@ -67,8 +67,8 @@ void embedding_backward(ConstTensorView tokens, ConstTensorView dy, std::int64_t
   }
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                            \
-  template void embedding_forward<T>(ConstTensorView, ConstTensorView, std::int64_t, TensorView);        \
+#define TFORGE_INSTANTIATE(T)                                                                     \
+  template void embedding_forward<T>(ConstTensorView, ConstTensorView, std::int64_t, TensorView); \
   template void embedding_backward<T>(ConstTensorView, ConstTensorView, std::int64_t, GradMode, TensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

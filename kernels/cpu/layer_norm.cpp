@@ -131,12 +131,12 @@ void layer_norm_input_gradient(ConstTensorView x, ConstTensorView weight, ConstT
   }
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                        \
-  template void layer_norm_forward<T>(ConstTensorView, ConstTensorView, ConstTensorView, double, TensorView,         \
-                                      TensorView, TensorView);                                                       \
-  template void layer_norm_parameter_gradients<T>(ConstTensorView, ConstTensorView, ConstTensorView,                 \
-                                                  ConstTensorView, GradMode, TensorView, TensorView);                \
-  template void layer_norm_input_gradient<T>(ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView,     \
+#define TFORGE_INSTANTIATE(T)                                                                                         \
+  template void layer_norm_forward<T>(ConstTensorView, ConstTensorView, ConstTensorView, double, TensorView,          \
+                                      TensorView, TensorView);                                                        \
+  template void layer_norm_parameter_gradients<T>(ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView, \
+                                                  GradMode, TensorView, TensorView);                                  \
+  template void layer_norm_input_gradient<T>(ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView,      \
                                              ConstTensorView, GradMode, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

@@ -47,10 +47,10 @@ void rotary_apply(RotaryDirection direction, ConstTensorView cosine, ConstTensor
   }
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                              \
-  template void rotary_tables<T>(double, TensorView, TensorView);                                          \
-  template void rotary_apply<T>(RotaryDirection, ConstTensorView, ConstTensorView, std::int64_t,           \
-                                std::int64_t, std::int64_t, TensorView)
+#define TFORGE_INSTANTIATE(T)                                                                                  \
+  template void rotary_tables<T>(double, TensorView, TensorView);                                              \
+  template void rotary_apply<T>(RotaryDirection, ConstTensorView, ConstTensorView, std::int64_t, std::int64_t, \
+                                std::int64_t, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
 #undef TFORGE_INSTANTIATE

@@ -63,9 +63,9 @@ void compare(double tolerance) {
     run([](auto&&... a) { reference<T>(a...); }, want_p, want_m, want_v);
     test::at_one_and_two_threads([&](int) {
       auto p = p0, m = zero, v = zero;
-      run([](auto& step, auto& p_, const auto& g, auto& m_, auto& v_) {
-        kernels::adamw_update(cpu, step, p_.view(), g.view(), m_.view(), v_.view());
-      }, p, m, v);
+      run([](auto& step, auto& p_, const auto& g, auto& m_,
+             auto& v_) { kernels::adamw_update(cpu, step, p_.view(), g.view(), m_.view(), v_.view()); },
+          p, m, v);
       test::expect_near(p, want_p, tolerance);
       test::expect_near(m, want_m, tolerance);
       test::expect_near(v, want_v, tolerance);

@@ -86,8 +86,7 @@ void reference(const Attention<T>& a, Matrix<double>& out, Matrix<double>& lse, 
             y += p[j] * at(2, row, c);
             dqkv(b * seq + i, h * d + c) += ds * at(1, row, c);
             dqkv(b * seq + row, columns + h * d + c) += ds * at(0, i, c);
-            dqkv(b * seq + row, 2 * columns + h * d + c) +=
-                p[j] * static_cast<double>(a.dout(b * seq + i, h * d + c));
+            dqkv(b * seq + row, 2 * columns + h * d + c) += p[j] * static_cast<double>(a.dout(b * seq + i, h * d + c));
           }
           out(b * seq + i, h * d + c) = y;
         }
@@ -258,10 +257,10 @@ TEST(Attention, RefusesWhatDoesNotFit) {
   EXPECT_THROW(forward(full(2, 2, 3), short_k, kNone, workspace.vector()), ShapeError);
   EXPECT_THROW(forward(full(2, 2, 3), x, wide_lse.view(), workspace.vector()), ShapeError);
   EXPECT_THROW(forward(full(2, 2, 3), x, lse.view(), lse.view()), ShapeError);  // too small a workspace
-  EXPECT_THROW(kernels::causal_attention_backward(cpu, {2, 2, 3, 4, 5}, x.view(), x.view(), x.view(), x.view(),
-                                                  lse.view(), x.view(), x.view(), x.view(), x.view(),
-                                                  workspace.vector()),
-               ShapeError);
+  EXPECT_THROW(
+      kernels::causal_attention_backward(cpu, {2, 2, 3, 4, 5}, x.view(), x.view(), x.view(), x.view(), lse.view(),
+                                         x.view(), x.view(), x.view(), x.view(), workspace.vector()),
+      ShapeError);
   Matrix<double> d(6, 8);
   EXPECT_THROW(kernels::causal_attention_forward(cpu, full(2, 2, 3), x.view(), d.view(), x.view(), x.view(), kNone,
                                                  workspace.vector()),

@@ -80,42 +80,57 @@ TEST_P(LayerNormGradient, MatchesFiniteDifferences) {
 }
 INSTANTIATE_TEST_SUITE_P(WithAndWithoutParameters, LayerNormGradient, testing::Bool());
 
-TEST(LayerNorm, FloatAgreesWithDoubleAtAwkwardSizesAndAnyThreads) {
+/// The formulas of the contract in f64, row by row.
+void reference(const Matrix<float>& x, const Matrix<float>& weight, const Matrix<float>& bias, const Matrix<float>& dy,
+               Matrix<double>& y, Matrix<double>& dx, Matrix<double>& dweight, Matrix<double>& dbias) {
+  const std::int64_t d = x.columns();
+  const auto n = static_cast<double>(d);
+  for (std::int64_t c = 0; c < d; ++c) dweight(0, c) = dbias(0, c) = 0;
+  for (std::int64_t r = 0; r < x.rows(); ++r) {
+    double mean = 0, variance = 0, mean_g = 0, mean_gx = 0;
+    for (std::int64_t c = 0; c < d; ++c) mean += x(r, c) / n;
+    for (std::int64_t c = 0; c < d; ++c) variance += (x(r, c) - mean) * (x(r, c) - mean) / n;
+    const double rstd = 1 / std::sqrt(variance + kEps);
+    const auto hat = [&](std::int64_t c) { return (x(r, c) - mean) * rstd; };
+    const auto g = [&](std::int64_t c) { return static_cast<double>(dy(r, c)) * weight(0, c); };
+    for (std::int64_t c = 0; c < d; ++c) {
+      y(r, c) = hat(c) * weight(0, c) + bias(0, c);
+      dweight(0, c) += dy(r, c) * hat(c);
+      dbias(0, c) += dy(r, c);
+      mean_g += g(c) / n;
+      mean_gx += g(c) * hat(c) / n;
+    }
+    for (std::int64_t c = 0; c < d; ++c) dx(r, c) = rstd * (g(c) - mean_g - hat(c) * mean_gx);
+  }
+}
+
+TEST(LayerNorm, FloatFollowsTheFormulasAtAwkwardSizesAndAnyThreads) {
   for (const std::int64_t d : test::kAwkwardSizes) {
-    for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{33}, std::int64_t{300}}) {
+    for (const std::int64_t rows : {1, 33, 300}) {
       const auto x = Matrix<float>::random(rows, d, 1, 3, 1);
       const auto dy = Matrix<float>::random(rows, d, 2);
       const auto weight = Matrix<float>::random(1, d, 3);
       const auto bias = Matrix<float>::random(1, d, 4);
-      Matrix<double> x64(rows, d), dy64(rows, d), weight64(1, d), bias64(1, d);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t c = 0; c < d; ++c) x64(r, c) = x(r, c), dy64(r, c) = dy(r, c);
-      }
-      for (std::int64_t c = 0; c < d; ++c) weight64(0, c) = weight(0, c), bias64(0, c) = bias(0, c);
-      const auto run = [&](const auto& x_, const auto& w_, const auto& b_, const auto& dy_, auto& y, auto& dx, auto& dw,
-                           auto& db) {
-        auto mean = y, rstd = y;
-        const TensorView m = mean.view().column_range(0, 1), s = rstd.view().column_range(0, 1);
-        kernels::layer_norm_forward(cpu, x_.view(), w_.vector(), b_.vector(), kEps, y.view(), m, s);
-        kernels::layer_norm_backward(cpu, x_.view(), w_.vector(), m, s, dy_.view(), GradMode::overwrite, dx.view(),
-                                     GradMode::overwrite, dw.vector(), db.vector());
-      };
-      Matrix<double> y64(rows, d), dx64(rows, d), dw64(1, d), db64(1, d);
-      run(x64, weight64, bias64, dy64, y64, dx64, dw64, db64);
+      Matrix<double> want_y(rows, d), want_dx(rows, d), want_dweight(1, d), want_dbias(1, d);
+      reference(x, weight, bias, dy, want_y, want_dx, want_dweight, want_dbias);
       std::vector<Matrix<float>> first;
       test::at_one_and_two_threads([&](int) {
-        Matrix<float> y(rows, d), dx(rows, d), dw(1, d), db(1, d);
-        run(x, weight, bias, dy, y, dx, dw, db);
-        test::expect_near(y, y64, 4e-6 * std::max(1.0, y64.largest()));
-        // One column: x - mean is 0 and rstd is huge; the gradient is rounding times rstd.
-        if (d > 1) test::expect_near(dx, dx64, 1e-5 * std::max(1.0, dx64.largest()));
-        test::expect_near(dw, dw64, 1e-5 * std::max(1.0, dw64.largest()));
-        test::expect_near(db, db64, 1e-5 * std::max(1.0, db64.largest()));
+        Matrix<float> y(rows, d), dx(rows, d), dweight(1, d), dbias(1, d), mean(rows, 1), rstd(rows, 1);
+        kernels::layer_norm_forward(cpu, x.view(), weight.vector(), bias.vector(), kEps, y.view(), mean.view(),
+                                    rstd.view());
+        kernels::layer_norm_backward(cpu, x.view(), weight.vector(), mean.view(), rstd.view(), dy.view(),
+                                     GradMode::overwrite, dx.view(), GradMode::overwrite, dweight.vector(),
+                                     dbias.vector());
+        test::expect_near(y, want_y, 4e-6 * std::max(1.0, want_y.largest()));
+        // With one column rstd is 1 / sqrt(eps) and the gradient 0: its rounding is magnified.
+        test::expect_near(dx, want_dx, 1e-5 * std::max(1.0, want_dx.largest()));
+        test::expect_near(dweight, want_dweight, 1e-5 * std::max(1.0, want_dweight.largest()));
+        test::expect_near(dbias, want_dbias, 1e-5 * std::max(1.0, want_dbias.largest()));
         if (first.empty()) {
-          first = {y, dx, dw, db};
+          first = {y, dx, dweight, dbias};
         } else {
-          EXPECT_TRUE(y.same_bits(first[0]) && dx.same_bits(first[1]) && dw.same_bits(first[2]) &&
-                      db.same_bits(first[3]));
+          EXPECT_TRUE(y.same_bits(first[0]) && dx.same_bits(first[1]) && dweight.same_bits(first[2]) &&
+                      dbias.same_bits(first[3]));
         }
       });
     }

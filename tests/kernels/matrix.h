@@ -41,9 +41,7 @@ class Matrix {
   }
 
   T& operator()(std::int64_t r, std::int64_t c) { return data_[static_cast<std::size_t>(r * stride_ + c)]; }
-  const T& operator()(std::int64_t r, std::int64_t c) const {
-    return data_[static_cast<std::size_t>(r * stride_ + c)];
-  }
+  const T& operator()(std::int64_t r, std::int64_t c) const { return data_[static_cast<std::size_t>(r * stride_ + c)]; }
   std::int64_t rows() const { return rows_; }
   std::int64_t columns() const { return columns_; }
   TensorView view() { return {data_.data(), dtype_of<T>::value, Device::cpu, Shape{rows_, columns_}, stride_}; }
@@ -58,7 +56,8 @@ class Matrix {
   double dot(const Matrix& other) const {
     double sum = 0;
     for (std::int64_t r = 0; r < rows_; ++r) {
-      for (std::int64_t c = 0; c < columns_; ++c) sum += static_cast<double>((*this)(r, c)) * static_cast<double>(other(r, c));
+      for (std::int64_t c = 0; c < columns_; ++c)
+        sum += static_cast<double>((*this)(r, c)) * static_cast<double>(other(r, c));
     }
     return sum;
   }

@@ -15,8 +15,7 @@ struct Tables {
   Tables(std::int64_t positions, std::int64_t half) : cosine(positions, half, 1), sine(positions, half, 2) {
     kernels::rotary_tables(cpu, 10000, cosine.view(), sine.view());
   }
-  void apply(RotaryDirection direction, std::int64_t heads, std::int64_t seq, std::int64_t first,
-             Matrix<T>& x) const {
+  void apply(RotaryDirection direction, std::int64_t heads, std::int64_t seq, std::int64_t first, Matrix<T>& x) const {
     kernels::rotary_apply(cpu, direction, cosine.view(), sine.view(), heads, seq, first, x.view());
   }
 };
@@ -93,9 +92,9 @@ TEST(Rotary, RefusesPositionsPastTheTables) {
   EXPECT_NO_THROW(t.apply(RotaryDirection::forward, 2, 4, 4, x));
   EXPECT_THROW(t.apply(RotaryDirection::forward, 2, 4, 5, x), ShapeError);
   EXPECT_THROW(t.apply(RotaryDirection::forward, 2, 4, -1, x), ShapeError);
-  EXPECT_THROW(t.apply(RotaryDirection::forward, 2, 3, 0, x), ShapeError);   // 4 rows, sequences of 3
-  EXPECT_THROW(t.apply(RotaryDirection::forward, 3, 4, 0, x), ShapeError);   // 8 columns, 3 heads
-  EXPECT_THROW(t.apply(RotaryDirection::forward, 4, 4, 0, x), ShapeError);   // heads of 2, 4 dimensions rotate
+  EXPECT_THROW(t.apply(RotaryDirection::forward, 2, 3, 0, x), ShapeError);  // 4 rows, sequences of 3
+  EXPECT_THROW(t.apply(RotaryDirection::forward, 3, 4, 0, x), ShapeError);  // 8 columns, 3 heads
+  EXPECT_THROW(t.apply(RotaryDirection::forward, 4, 4, 0, x), ShapeError);  // heads of 2, 4 dimensions rotate
 }
 
 }  // namespace
