@@ -69,7 +69,7 @@ Start prepare_start(Communicator& world, const RunRequest& request, const TokenD
     const RunConfig before = parse_config(start.reader->config(), path).config;
     start.config = resumed(before, request.asked);
     if (start.reader->tokenizer().fingerprint != dataset.tokenizer().fingerprint()) {
-      throw DataError("{} was made with another tokenizer than {}; prepare the text again with --tokenizer {}",
+      throw DataError("{} was made with another tokenizer than {}; prepare the text again with the tokenizer of the data that {} was trained on (tf_prepare --tokenizer)",
                       dataset.path(), path, path);
     }
     const std::string trained_on = load_state(*start.reader).dataset_fingerprint;
