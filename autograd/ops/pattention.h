@@ -25,6 +25,8 @@ inline constexpr int kMaxPattentionGroup = 3;
 /// Over tokens: keys and values sharded by rows, x replicated. The result is PARTIAL, its sum over the ranks is
 ///   l2_norm_gelu:  [Y_0 | ... | Y_{G-1}]                          [T, G d_out], the layers' outputs
 ///   others:        [U_0 | ... | U_{G-1} | w_0 ... w_{G-1}]        [T, G d_out + G], to be finished by row_normalize
+/// U and w of softmax are relative to the row's largest score. Backward takes that for a constant: row_normalize's
+/// result does not depend on it.
 /// Backward needs the result's whole gradient on every rank and gives a PARTIAL dx.
 /// Saves x, the scores [T, n] and the row numbers. Counts floored rows in tape.floored_rows.
 /// Throws ShapeError, DTypeError.
