@@ -46,9 +46,14 @@ struct Layer {
   }
   Tensor random(std::int64_t r, std::int64_t c, double deviation) {
     Tensor t = empty(r, c);
-    const Rng rng(1, "bench");
-    std::uint64_t i = 0;
-    for (float& value : t.span<float>()) value = static_cast<float>(deviation * rng.normal(i++ % 4096));
+    static const std::vector<double> numbers = [] {
+      std::vector<double> v(4099);  // a prime, so that rows differ
+      const Rng rng(1, "bench");
+      for (std::size_t i = 0; i < v.size(); ++i) v[i] = rng.normal(i);
+      return v;
+    }();
+    std::size_t i = 0;
+    for (float& value : t.span<float>()) value = static_cast<float>(deviation * numbers[i++ % numbers.size()]);
     return t;
   }
   static TensorView view(Tensor& t) { return t ? t.view() : TensorView{}; }

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "kernels/cpu/parallel.h"
@@ -19,9 +21,27 @@ constexpr std::int64_t kBlocks = 16;                // enough for the threads of
 constexpr std::int64_t kLongBlock = 256;            // BLAS packs its operands anew each call: shorter is slower
 constexpr std::int64_t kShortBlock = 64;            // for matrices too small for long blocks
 
-/// Threads come from the loops here, never from inside a BLAS call, whoever forgot to call start_runtime().
-void use_single_threaded_blas() {
+/// OpenBLAS's choice of kernels for the processor, made when it was loaded; absent from builds for one processor.
+extern "C" [[gnu::weak]] void gotoblas_dynamic_quit();
+extern "C" [[gnu::weak]] void gotoblas_dynamic_init();
+
+/// An OpenBLAS older than the processor takes it for a Prescott of 2004 and runs at a fifth of the speed (0.3.21 on
+/// Emerald Rapids). Any processor with AVX2 does better with the kernels of a known one; a choice of the user stands.
+void choose_known_processor() {
+  if (std::string_view(openblas_get_corename()) != "Prescott" || std::getenv("OPENBLAS_CORETYPE") != nullptr) return;
+  if (gotoblas_dynamic_quit == nullptr || gotoblas_dynamic_init == nullptr) return;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  setenv("OPENBLAS_CORETYPE", avx512 ? "SkylakeX" : "Haswell", 1);
+  gotoblas_dynamic_quit();
+  gotoblas_dynamic_init();
+}
+
+/// Before the first BLAS call, whoever forgot to call start_runtime(). Threads come from the loops here, never from
+/// inside a BLAS call.
+void prepare_blas() {
   static const bool done = [] {
+    choose_known_processor();
     openblas_set_num_threads(1);
     return true;
   }();
@@ -104,7 +124,7 @@ void gemm(Transpose a_op, Transpose b_op, double alpha, ConstTensorView a_view, 
     for (std::int64_t i = 0; i < m; ++i) std::fill_n(c.at(i, 0), n, T(0));
   }
   if (k == 0) return;
-  use_single_threaded_blas();
+  prepare_blas();
 
   const T factor = static_cast<T>(alpha);
   const T beta = mode == GradMode::accumulate ? T(1) : T(0);
@@ -146,11 +166,12 @@ void start_runtime(int threads) {
                       "the loader find it first",
                       openblas_get_config());
   }
-  use_single_threaded_blas();
+  prepare_blas();
   if (threads > 0) omp_set_num_threads(threads);
 }
 
 const char* blas_description() {
+  prepare_blas();
   static const std::string text = fmt::format("{}", openblas_get_config());
   return text.c_str();
 }

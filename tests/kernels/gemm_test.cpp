@@ -103,9 +103,11 @@ TEST(Gemm, RefusesOperandsThatDoNotFit) {
                DeviceError);
 }
 
-TEST(Gemm, RuntimeHasTheOpenMpFlavour) {
+TEST(Gemm, RuntimeHasTheOpenMpFlavourAndKernelsForThisProcessor) {
   EXPECT_NO_THROW(kernels::start_cpu_runtime(1));
-  EXPECT_NE(std::string(kernels::blas_description()).find("OpenBLAS"), std::string::npos);
+  const std::string description = kernels::blas_description();
+  EXPECT_NE(description.find("OpenBLAS"), std::string::npos);
+  EXPECT_EQ(description.find("Prescott"), std::string::npos) << description;
 }
 
 }  // namespace
