@@ -31,7 +31,11 @@ TEST(Rng, BlockIsKeyedBySeedNameAndIndex) {
                                 {0x89abcdef, 0x01234567});
   const Rng rng(seed, "a");
   EXPECT_EQ(rng.bits(index), want[0]);
-  EXPECT_EQ(rng.uniform(index), std::ldexp(static_cast<double>((std::uint64_t{want[0]} << 32 | want[1]) >> 11), -53));
+  const std::uint64_t low = std::uint64_t{want[0]} << 32 | want[1], high = std::uint64_t{want[2]} << 32 | want[3];
+  const double u = std::ldexp(static_cast<double>(low >> 11), -53), v = std::ldexp(static_cast<double>(high >> 11), -53);
+  EXPECT_EQ(rng.uniform(index), u);
+  EXPECT_NEAR(rng.normal(index), std::sqrt(-2 * std::log(u + 0x1p-53)) * std::cos(2 * std::acos(-1.0) * v), 1e-14);
+  EXPECT_EQ(rng.below(index, std::uint64_t{1} << 32), want[0]);
 }
 
 TEST(Rng, OtherSeedNameOrIndexIsAnotherNumber) {
