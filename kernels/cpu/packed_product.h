@@ -88,6 +88,14 @@ struct Panels {
   std::int64_t panel;
 };
 
+/// Asks for `count` elements to be brought near. Returns their end.
+template <class T>
+const T* prefetch(const T* from, std::int64_t count) {
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
+  return from + count;
+}
+
 /// C [m, n] {=, +=} A [m, k] B [k, n], on the calling thread.
 template <class T>
 void product(std::int64_t m, std::int64_t n, std::int64_t k, LeftOperand<T> a, Panels<T> b, T* c, std::int64_t c_row,
@@ -119,9 +127,15 @@ void product(std::int64_t m, std::int64_t n, std::int64_t k, LeftOperand<T> a, P
         }
       }
     };
-    if (a.column == 1) {  // the panel stays in the first-level cache, rows pass by
+    if (a.column == 1) {  // the panel stays in the first-level cache, rows pass by; the next panel is on its way
+      const std::int64_t slice = blocks_of(depth, blocks_of(m, kTileRows)) * kWidth;
       for (std::int64_t j = 0; j < n; j += kWidth) {
-        for (std::int64_t i = 0; i < m; i += kTileRows) one_tile(i, j);
+        const T* next = b.data + (j / kWidth + 1) * b.panel + k0 * kWidth;
+        const T* next_end = j + kWidth < n ? next + depth * kWidth : next;
+        for (std::int64_t i = 0; i < m; i += kTileRows) {
+          next = prefetch(next, std::min(slice, next_end - next));
+          one_tile(i, j);
+        }
       }
     } else {  // walking down columns is dear: the strip of A stays, panels pass by
       for (std::int64_t i = 0; i < m; i += kTileRows) {

@@ -15,27 +15,26 @@
 namespace tforge::kernels::cpu {
 namespace {
 
-// Sizes of blocks. None of them shows in the results: see packed_product.h.
-constexpr std::int64_t kMostRows = 96;               // of a row block: its scores stay in the second-level cache
+// Sizes of blocks. None of them shows in the results (see packed_product.h), so they may follow the threads.
+constexpr std::int64_t kMostRows = 11 * kTileRows;   // of a row block: its scores stay in the second-level cache
 constexpr std::int64_t kFewRows = 16;                // up to here packing the weights costs more than it saves
-constexpr std::int64_t kSuperblock = 3 * kDepth;     // rows between two additions to the weight gradients
 constexpr std::int64_t kTokenStrip = 4 * kTileRows;  // tokens of one piece of a weight gradient
-constexpr std::int64_t kWorthForking = 1 << 19;  // multiply-adds
-
-static_assert(kMostRows % kTileRows == 0 && kSuperblock % kMostRows == 0 && kSuperblock % kDepth == 0);
+constexpr std::int64_t kWorthForking = 1 << 19;      // multiply-adds
 
 std::int64_t round_up(std::int64_t size, std::int64_t step) { return blocks_of(size, step) * step; }
 
-/// Rows of a row block: enough blocks for many threads even when there are few rows.
+std::int64_t threads() { return omp_get_max_threads(); }
+
+/// Rows of a row block: about as many blocks as give every thread the same work.
 std::int64_t rows_per_block(std::int64_t rows) {
-  return std::clamp(round_up(blocks_of(rows, 16), kTileRows), kTileRows, kMostRows);
+  if (rows == 0) return kTileRows;
+  const std::int64_t blocks = round_up(blocks_of(rows, kMostRows), threads());
+  return std::min(round_up(blocks_of(rows, blocks), kTileRows), kMostRows);
 }
 
 /// Row pitch of scratch matrices: walking down a column must not meet the same cache set again and again, as a pitch
 /// of a power of two does.
 std::int64_t scratch_pitch(std::int64_t columns) { return round_up(columns, 16) + 16; }
-
-std::int64_t threads() { return omp_get_max_threads(); }
 
 /// A matrix as the kernels below see it; false when it was left out or has no elements.
 template <class T>
@@ -404,19 +403,20 @@ class MixForward {
 
 // --------------------------------------------------------------------------------------------------------- backward
 
-/// Rows between two additions to the weight gradients. A multiple of kDepth, so that it does not show in their bits.
+/// Rows between two additions to the weight gradients: two row blocks for two threads. A multiple of kDepth, so that it
+/// does not show in the gradients' bits.
 std::int64_t superblock_rows(std::int64_t rows) {
-  return std::min(kSuperblock * blocks_of(threads(), kSuperblock / kMostRows), round_up(rows, kDepth));
+  return std::min(kDepth * blocks_of(threads(), 2), round_up(rows, kDepth));
 }
 
 /// Calls block(first row, rows, offset in the superblock) for the row blocks of a superblock, then gradients(first
 /// row, rows, mode) of it; superblock by superblock.
 template <class Block, class Gradients>
 void over_superblocks(std::int64_t rows, const Block& block, const Gradients& gradients) {
-  const std::int64_t step = rows_per_block(rows);
   std::int64_t start = 0;
   do {  // once for no rows too: overwritten gradients are then 0
     const std::int64_t here = std::min(superblock_rows(rows), rows - start);
+    const std::int64_t step = rows_per_block(here);
     parallel_blocks(blocks_of(here, step), [&](std::int64_t b) {
       block(start + b * step, std::min(step, here - b * step), b * step);
     });

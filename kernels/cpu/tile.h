@@ -21,7 +21,13 @@ template <class T>
 using TileProduct = void (*)(std::int64_t rows, std::int64_t k, const T* a, std::int64_t a_row, std::int64_t a_k,
                              const T* b, std::int64_t b_k, T* c, std::int64_t c_row, GradMode mode);
 
-/// The fastest one for this processor.
+/// For any x86-64-v3 processor, and for those with AVX-512: the same bits.
+template <class T>
+TileProduct<T> tile_product_avx2();
+template <class T>
+TileProduct<T> tile_product_avx512();
+
+/// The faster one that this processor has.
 template <class T>
 TileProduct<T> tile_product();
 

@@ -34,20 +34,22 @@ constexpr int kRowsInRegisters = 6;
 
 }  // namespace
 
-TileProduct<float> tile_product_avx512_f32();
-TileProduct<double> tile_product_avx512_f64();
+template <>
+TileProduct<float> tile_product_avx2<float>() {
+  return tile<F32x8, kRowsInRegisters>;
+}
+template <>
+TileProduct<double> tile_product_avx2<double>() {
+  return tile<F64x4, kRowsInRegisters>;
+}
 
-template <>
-TileProduct<float> tile_product<float>() {
-  static const TileProduct<float> chosen =
-      __builtin_cpu_supports("avx512f") ? tile_product_avx512_f32() : tile<F32x8, kRowsInRegisters>;
+template <class T>
+TileProduct<T> tile_product() {
+  static const TileProduct<T> chosen =
+      __builtin_cpu_supports("avx512f") ? tile_product_avx512<T>() : tile_product_avx2<T>();
   return chosen;
 }
-template <>
-TileProduct<double> tile_product<double>() {
-  static const TileProduct<double> chosen =
-      __builtin_cpu_supports("avx512f") ? tile_product_avx512_f64() : tile<F64x4, kRowsInRegisters>;
-  return chosen;
-}
+template TileProduct<float> tile_product<float>();
+template TileProduct<double> tile_product<double>();
 
 }  // namespace tforge::kernels::cpu

@@ -33,7 +33,13 @@ struct F64x8 {
 
 }  // namespace
 
-TileProduct<float> tile_product_avx512_f32() { return tile<F32x16, kTileRows>; }
-TileProduct<double> tile_product_avx512_f64() { return tile<F64x8, kTileRows>; }
+template <>
+TileProduct<float> tile_product_avx512<float>() {
+  return tile<F32x16, kTileRows>;
+}
+template <>
+TileProduct<double> tile_product_avx512<double>() {
+  return tile<F64x8, kTileRows>;
+}
 
 }  // namespace tforge::kernels::cpu
