@@ -18,8 +18,8 @@
 
 namespace tforge {
 namespace {
-constexpr std::size_t kSampleLine = 16 * 1024;   // longer lines are drawn in parts
-constexpr std::size_t kPiece = 256 * 1024;       // most text that one thread encodes at once; above safe_cut's limit
+constexpr std::size_t kSampleLine = 16 * 1024;  // longer lines are drawn in parts
+constexpr std::size_t kPiece = 256 * 1024;      // most text that one thread encodes at once; above safe_cut's limit
 constexpr std::size_t kBatchPerThread = 1 << 20;
 constexpr std::size_t kLeastBatch = 4 << 20;
 
@@ -48,15 +48,15 @@ class SplitRule {
 };
 
 /// Pass 1: draws lines. A line is kept while its random number is under a threshold, which falls whenever what is kept
-/// outgrows the capacity; so the draw is even over a corpus of unknown size. Which documents are held out is known after
-/// the pass, so that somewhat more is kept than is taken.
+/// outgrows the capacity; so the draw is even over a corpus of unknown size. Which documents are held out is known
+/// after the pass, so that somewhat more is kept than is taken.
 class LineSample : public DocumentHandler {
  public:
   /// Takes at most `limit` bytes, of which a share `held_out` of what was drawn is not to be taken; 0 draws nothing.
   LineSample(std::uint64_t seed, std::int64_t limit, double held_out)
       : rng_(seed, "tokenizer sample"),
         limit_(static_cast<std::uint64_t>(limit)),
-        capacity_(1.25 * static_cast<double>(limit) / (1 - held_out)) {}
+        capacity_(static_cast<std::size_t>(1.25 * static_cast<double>(limit) / (1 - held_out))) {}
 
   void text(std::string_view piece) override {
     if (limit_ == 0) return;
@@ -82,61 +82,69 @@ class LineSample : public DocumentHandler {
   }
 
   /// Drawn lines of the train split, in order: those of the smallest numbers, up to the limit. Leaves nothing behind.
-  std::vector<std::string> take(const SplitRule& rule) {
-    std::vector<Line> drawn = std::exchange(kept_, {});
-    std::erase_if(drawn, [&](const Line& line) { return rule(line.document) != Split::train; });
+  std::string take(const SplitRule& rule) {
+    keep([&](const Line& line) { return rule(line.document) == Split::train; });
     std::vector<std::pair<double, std::size_t>> order;
-    for (const Line& line : drawn) order.emplace_back(line.number, line.text.size());
+    for (const Line& line : lines_) order.emplace_back(line.number, line.size);
     std::sort(order.begin(), order.end());
-    double end = 1;
     std::uint64_t bytes = 0;
     for (const auto& [number, size] : order) {
       bytes += size;
-      if (bytes > limit_) {
-        end = number;
-        break;
-      }
+      if (bytes <= limit_) continue;
+      keep([end = number](const Line& line) { return line.number < end; });
+      break;
     }
-    std::vector<std::string> lines;
-    for (Line& line : drawn) {
-      if (line.number < end) lines.push_back(std::move(line.text));
-    }
-    return lines;
+    lines_ = {};
+    return std::exchange(text_, {});
   }
 
  private:
   struct Line {
     double number;
     std::uint64_t document;
-    std::string text;
+    std::size_t size;  // with its newline
   };
 
   void draw(std::size_t length) {
-    const double number = rng_.uniform(lines_++);
+    const double number = rng_.uniform(drawn_++);
     if (number < threshold_ && length > 0) {
-      kept_.push_back({number, document_, line_.substr(0, length)});
-      kept_bytes_ += length;
-      while (static_cast<double>(kept_bytes_) > capacity_) {
+      text_.append(line_, 0, length);
+      text_ += '\n';
+      lines_.push_back({number, document_, length + 1});
+      while (text_.size() > capacity_) {
         threshold_ *= 0.95;
-        std::erase_if(kept_, [&](const Line& line) {
-          if (line.number < threshold_) return false;
-          kept_bytes_ -= line.text.size();
-          return true;
-        });
+        keep([&](const Line& line) { return line.number < threshold_; });
       }
     }
     line_.erase(0, length);
   }
 
+  /// Drops the lines that `wanted` does not want.
+  template <class Wanted>
+  void keep(Wanted&& wanted) {
+    std::size_t from = 0, to = 0, lines = 0;
+    for (const Line line : lines_) {  // a copy: its place may be taken
+      if (wanted(line)) {
+        std::copy_n(text_.begin() + static_cast<std::ptrdiff_t>(from), line.size,
+                    text_.begin() + static_cast<std::ptrdiff_t>(to));
+        to += line.size;
+        lines_[lines++] = line;
+      }
+      from += line.size;
+    }
+    text_.resize(to);
+    lines_.resize(lines);
+  }
+
   Rng rng_;
   std::uint64_t limit_;
-  double capacity_;  // bytes
-  std::string line_;
-  std::uint64_t lines_ = 0;
+  std::size_t capacity_;
+  std::string line_;         // under way
+  std::uint64_t drawn_ = 0;  // lines seen
   std::uint64_t document_ = 0;
   double threshold_ = 1;
-  std::vector<Line> kept_;
-  std::uint64_t kept_bytes_ = 0;
+  std::string text_;  // the lines kept, one after another
+  std::vector<Line> lines_;
 };
 
 /// Pass 2: gathers text into batches of pieces that can be encoded apart, encodes each batch on all threads, and
@@ -206,7 +214,7 @@ class Encoding : public DocumentHandler {
     std::vector<std::vector<std::int32_t>> tokens(pieces_.size());
     std::exception_ptr failure;
     std::mutex mutex;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(encoders_.size()))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(encoders_.size()))
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       try {
         const std::string_view piece(batch_.data() + pieces_[i].begin, pieces_[i].end - pieces_[i].begin);
@@ -298,14 +306,16 @@ PrepareSummary prepare(const PrepareOptions& options) {
   const CorpusCount count = read_documents(options.corpus, sample);
   if (count.documents == 0) throw DataError("the corpus is empty: {} holds no text", options.corpus.files.front());
   if (count.documents < 3) {
-    throw DataError("the corpus holds {} document{}, at least 3 are needed for train, validation and test; give more files "
-                    "or split them with --document-start", count.documents, count.documents == 1 ? "" : "s");
+    throw DataError(
+        "the corpus holds {} document{}, at least 3 are needed for train, validation and test; give more files "
+        "or split them with --document-start",
+        count.documents, count.documents == 1 ? "" : "s");
   }
   const SplitRule rule(options, count.documents);
   if (train) {
-    const std::vector<std::string> lines = sample.take(rule);
-    log::info("training a tokenizer of {} pieces", options.vocab);
-    tokenizer = Tokenizer::train_bpe(lines, options.vocab);
+    const std::string text = sample.take(rule);
+    log::info("training a tokenizer of {} pieces on {} bytes", options.vocab, text.size());
+    tokenizer = Tokenizer::train_bpe(std::span(&text, 1), options.vocab);
   }
 
   log::info("encoding {} documents", count.documents);

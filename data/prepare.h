@@ -17,9 +17,9 @@ struct PrepareOptions {
   ExistingFile existing = ExistingFile::refuse;
   /// "bytes"; "bpe" (trained here); a sentencepiece .model file; a token dataset (.h5) whose tokenizer is taken.
   std::string tokenizer = "bpe";
-  std::int64_t vocab = 8192;                     // of a trained tokenizer
-  std::int64_t tokenizer_bytes = 16'000'000;     // most text that it is trained on
-  double validation_fraction = 0.05;             // of the documents
+  std::int64_t vocab = 8192;                  // of a trained tokenizer
+  std::int64_t tokenizer_bytes = 16'000'000;  // most text that it is trained on
+  double validation_fraction = 0.05;          // of the documents
   double test_fraction = 0.05;
   std::uint64_t seed = 0;
   int threads = 0;  // 0: as many as OpenMP has. The result does not depend on it.

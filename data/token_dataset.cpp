@@ -160,7 +160,8 @@ TokenDataset::TokenDataset(const std::string& path) : path_(path), tokenizer_(To
     for (std::uint64_t i = 0; sound && i < split.documents_; ++i) {
       sound = load<std::uint64_t>(offsets, i) <= load<std::uint64_t>(offsets, i + 1);
     }
-    if (!sound) throw DataError("{} is damaged: its document offsets do not fit its {} tokens", split.name_, split.tokens_);
+    if (!sound)
+      throw DataError("{} is damaged: its document offsets do not fit its {} tokens", split.name_, split.tokens_);
   }
 }
 
@@ -292,7 +293,8 @@ class TokenDatasetWriter::Impl {
 
   void write_split(Hdf5File& file, Split split, Digest& digest) {
     Part& part = parts_[static_cast<std::size_t>(split)];
-    if (part.document_tokens > 0) throw InternalError("{}: the last document of {} was not ended", path_, name_of(split));
+    if (part.document_tokens > 0)
+      throw InternalError("{}: the last document of {} was not ended", path_, name_of(split));
     part.tokens.flush();
     part.documents.flush();
     const std::string group = fmt::format("/{}/", name_of(split));
@@ -305,7 +307,7 @@ class TokenDatasetWriter::Impl {
         digest.add(tokens.data(), tokens.size_bytes());
       });
     });
-    const auto column = [&](const std::string& name, std::uint64_t rows, std::uint64_t DocumentInfo::* member) {
+    const auto column = [&](const std::string& name, std::uint64_t rows, std::uint64_t DocumentInfo::*member) {
       std::vector<std::uint64_t> values;
       part.documents.read<DocumentInfo>([&](std::uint64_t first, std::span<const DocumentInfo> block) {
         values.clear();

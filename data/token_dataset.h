@@ -1,17 +1,17 @@
 #pragma once
 // The token dataset: one HDF5 file with the tokens of a corpus, its documents and its tokenizer.
 //
-//   /                     attributes format = "tokenforge-tokens", format_version = 1, vocab, fingerprint, created, source
-//   /tokenizer            attributes kind, fingerprint
-//   /tokenizer/model      u8, the sentencepiece model (empty for kind "bytes")
+//   /                     attributes format = "tokenforge-tokens", format_version = 1, vocab, fingerprint, created,
+//   source /tokenizer            attributes kind, fingerprint /tokenizer/model      u8, the sentencepiece model (empty
+//   for kind "bytes")
 //   /<split>/tokens       u8, u16 or u32, the smallest that holds vocab - 1; the documents one after another
 //   /<split>/offsets      u64 [documents + 1], first token of each document, then the number of tokens
 //   /<split>/bytes        u64 [documents], UTF-8 bytes of the document's text
 //   /<split>/words        u64 [documents], its words (as wc -w)
 //
 // for the splits train, validation and test. Documents keep the order of the corpus. No token marks where a document
-// ends; the offsets do. The fingerprint is an XXH3-128 over the tokenizer's fingerprint and, split by split, the bytes of
-// the four datasets in the order above: it names the data whatever the file is called.
+// ends; the offsets do. The fingerprint is an XXH3-128 over the tokenizer's fingerprint and, split by split, the bytes
+// of the four datasets in the order above: it names the data whatever the file is called.
 #include <array>
 #include <cstdint>
 #include <memory>

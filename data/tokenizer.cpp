@@ -113,11 +113,14 @@ class Tokenizer::Model {
     const int newline = processor_.PieceToId("\n");
     newline_id_ = processor_.IsUnknown(newline) ? byte_ids_['\n'] : newline;
     // Text that normalisation, the dummy prefix or the removal of spaces would change.
-    for (const std::string_view probe : {"a", " a", "a  b ", "\xef\xac\x81\xe2\x91\xa0\xef\xbc\xa1", "e\xcc\x81", "\t"}) {
+    for (const std::string_view probe :
+         {"a", " a", "a  b ", "\xef\xac\x81\xe2\x91\xa0\xef\xbc\xa1", "e\xcc\x81", "\t"}) {
       std::vector<int> ids;
       if (!spell(probe, ids)) {
-        throw DataError("{} does not give text back unchanged; train it with --normalization_rule_name=identity "
-                        "--remove_extra_whitespaces=false --add_dummy_prefix=false", origin);
+        throw DataError(
+            "{} does not give text back unchanged; train it with --normalization_rule_name=identity "
+            "--remove_extra_whitespaces=false --add_dummy_prefix=false",
+            origin);
       }
     }
   }
@@ -215,7 +218,8 @@ Tokenizer Tokenizer::bytes() { return Tokenizer(std::make_shared<const Model>())
 
 Tokenizer Tokenizer::from_serialized(TokenizerKind kind, std::string serialized, const std::string& origin) {
   if (kind == TokenizerKind::bpe) return Tokenizer(std::make_shared<const Model>(std::move(serialized), origin));
-  if (!serialized.empty()) throw DataError("{}: a tokenizer of bytes has no model, found {} bytes", origin, serialized.size());
+  if (!serialized.empty())
+    throw DataError("{}: a tokenizer of bytes has no model, found {} bytes", origin, serialized.size());
   return bytes();
 }
 

@@ -37,8 +37,9 @@ int main(int argc, char** argv) {
   bool force = false;
   const JobInfo info{
       .name = "tf_prepare",
-      .description = "Makes a token dataset from text (each file one document, or split with --document-start) or from "
-                     "JSONL (each line one document). Documents are divided between train, validation and test.",
+      .description =
+          "Makes a token dataset from text (each file one document, or split with --document-start) or from "
+          "JSONL (each line one document). Documents are divided between train, validation and test.",
       .options = {{"input", "FILE", &input, "text, UTF-8; may be repeated, or given without the option's name"},
                   {"jsonl", "FILE", &jsonl, "JSON objects, one a line; may be repeated"},
                   {"field", "NAME", &field, "the member of each object that holds the text (with --jsonl)"},

@@ -110,7 +110,8 @@ TEST(Documents, EveryByteArrivesWhateverTheBlocks) {
   std::mt19937 random(5);
   while (text.size() < 5'000'000) {
     if (random() % 10 == 0) text += "# ";
-    text += std::string(random() % 3 == 0 ? random() % 9000 : random() % 90, static_cast<char>('a' + random() % 26)) + "\n";
+    text +=
+        std::string(random() % 3 == 0 ? random() % 9000 : random() % 90, static_cast<char>('a' + random() % 26)) + "\n";
   }
   write_whole(scratch.path("t"), text);
   const auto documents = documents_of({.files = {scratch.path("t")}, .document_start = "^#"});
@@ -141,7 +142,8 @@ TEST(Documents, Jsonl) {
   const auto error = [&](const std::string& line, const std::string& part) {
     write_whole(scratch.path("e"), "{\"text\": \"good\"}\n" + line);
     Gather ignored;
-    expect_error<DataError>([&] { read_documents({.files = {scratch.path("e")}, .format = CorpusFormat::jsonl}, ignored); }, part);
+    expect_error<DataError>(
+        [&] { read_documents({.files = {scratch.path("e")}, .format = CorpusFormat::jsonl}, ignored); }, part);
   };
   error("{\"Text\": \"x\"}\n", "line 2 has no field \"text\"");
   error("{\"text\": 3}\n", "line 2: the field \"text\" is a number, want a string");
@@ -312,7 +314,8 @@ TEST(Prepare, TokenizerOfAnotherDatasetOrModel) {
 
 TEST(Prepare, BadInputIsNamedAndLeavesNothing) {
   const Scratch scratch;
-  const auto fails = [&]<class E>(std::type_identity<E>, const std::string& text, auto&& change, const std::string& part) {
+  const auto fails = [&]<class E>(std::type_identity<E>, const std::string& text, auto&& change,
+                                  const std::string& part) {
     PrepareOptions options = options_for(scratch, text);
     change(options);
     expect_error<E>([&] { prepare(options); }, part);
@@ -325,21 +328,37 @@ TEST(Prepare, BadInputIsNamedAndLeavesNothing) {
   fails(data, chapters(2), nothing, "the corpus holds 2 documents, at least 3 are needed");
   fails(data, "one document", nothing, "the corpus holds 1 document, at least 3");
   fails(data, chapters(9) + "\xc3(", nothing, "in.txt is not UTF-8: ill-formed character at byte offset");
-  fails(data, chapters(9), [](PrepareOptions& o) { o.vocab = 100'000; }, "vocabulary of 100000 pieces cannot be trained");
-  fails(data, chapters(9), [](PrepareOptions& o) { o.tokenizer = "/none.model"; }, "/none.model");
-  fails(data, chapters(9), [](PrepareOptions& o) { o.tokenizer = "/none.h5"; }, "/none.h5");
-  fails(data, chapters(9), [](PrepareOptions& o) { o.corpus.document_start = "(["; }, "is malformed");
-  fails(data, chapters(9), [](PrepareOptions& o) { o.corpus.files.push_back("/none.txt"); }, "cannot read /none.txt");
-  fails(usage, chapters(9), [](PrepareOptions& o) { o.validation_fraction = o.test_fraction = 0.5; }, "nothing to train on");
-  fails(usage, chapters(9), [](PrepareOptions& o) { o.validation_fraction = -0.1; }, "nothing to train on");
-  fails(usage, chapters(9), [](PrepareOptions& o) { o.corpus.files.clear(); }, "no input files");
-  fails(usage, chapters(9), [](PrepareOptions& o) { o.tokenizer_bytes = 0; }, "0 bytes");
-  fails(usage, chapters(9), [](PrepareOptions& o) { o.output = "/none/there/out.h5"; }, "there is no folder /none/there");
-  fails(usage, chapters(9), [](PrepareOptions& o) { o.output = o.corpus.files[0]; }, "exists already; --force replaces it");
-  fails(usage, chapters(9), [](PrepareOptions& o) {
-    o.output = o.corpus.files[0];
-    o.existing = ExistingFile::replace;
-  }, "is both input and output");
+  fails(
+      data, chapters(9), [](PrepareOptions& o) { o.vocab = 100'000; }, "vocabulary of 100000 pieces cannot be trained");
+  fails(
+      data, chapters(9), [](PrepareOptions& o) { o.tokenizer = "/none.model"; }, "/none.model");
+  fails(
+      data, chapters(9), [](PrepareOptions& o) { o.tokenizer = "/none.h5"; }, "/none.h5");
+  fails(
+      data, chapters(9), [](PrepareOptions& o) { o.corpus.document_start = "(["; }, "is malformed");
+  fails(
+      data, chapters(9), [](PrepareOptions& o) { o.corpus.files.push_back("/none.txt"); }, "cannot read /none.txt");
+  fails(
+      usage, chapters(9), [](PrepareOptions& o) { o.validation_fraction = o.test_fraction = 0.5; },
+      "nothing to train on");
+  fails(
+      usage, chapters(9), [](PrepareOptions& o) { o.validation_fraction = -0.1; }, "nothing to train on");
+  fails(
+      usage, chapters(9), [](PrepareOptions& o) { o.corpus.files.clear(); }, "no input files");
+  fails(
+      usage, chapters(9), [](PrepareOptions& o) { o.tokenizer_bytes = 0; }, "0 bytes");
+  fails(
+      usage, chapters(9), [](PrepareOptions& o) { o.output = "/none/there/out.h5"; }, "there is no folder /none/there");
+  fails(
+      usage, chapters(9), [](PrepareOptions& o) { o.output = o.corpus.files[0]; },
+      "exists already; --force replaces it");
+  fails(
+      usage, chapters(9),
+      [](PrepareOptions& o) {
+        o.output = o.corpus.files[0];
+        o.existing = ExistingFile::replace;
+      },
+      "is both input and output");
 }
 
 TEST(Prepare, FullDiskLeavesNothing) {
@@ -383,7 +402,8 @@ for split in ('train', 'validation', 'test'):
         assert document in text and len(document) == size and len(document.split()) == words
         found.append(document)
 assert len(found) == 40 and sum(map(len, found)) == len(text)
-)", options.corpus.files[0] + " " + options.output);
+)",
+         options.corpus.files[0] + " " + options.output);
 }
 
 TEST(Prepare, WikiText) {

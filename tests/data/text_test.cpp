@@ -26,8 +26,9 @@ TEST(Utf8, EveryCharacterIsWellFormed) {
 
 TEST(Utf8, FaultsAreFoundAtTheirFirstByte) {
   const std::string head = "0123456789 \xe2\x82\xac ";  // 15 bytes
-  for (const std::string fault : {"\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf",
-                                  "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "\xc3", "\xe2\x82", "\xf0\x9f\x98", "\xe2\x28\xa1"}) {
+  for (const std::string fault :
+       {"\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80",
+        "\xf5\x80\x80\x80", "\xff", "\xc3", "\xe2\x82", "\xf0\x9f\x98", "\xe2\x28\xa1"}) {
     for (const std::string tail : {"", "a", "more text than eight bytes"}) {
       for (const std::size_t piece : {1U, 3U, 1000U}) {
         EXPECT_EQ(first_fault(head + fault + tail, piece), 15U) << fault;

@@ -19,8 +19,10 @@ struct Document {
   std::uint64_t words;
 };
 
-const std::vector<Document> kDocuments = {{Split::train, "alpha beta", 2},   {Split::test, "x", 1},
-                                          {Split::train, " gamma\n", 1},     {Split::validation, "\xff\x80 ok", 2},
+const std::vector<Document> kDocuments = {{Split::train, "alpha beta", 2},
+                                          {Split::test, "x", 1},
+                                          {Split::train, " gamma\n", 1},
+                                          {Split::validation, "\xff\x80 ok", 2},
                                           {Split::train, "delta", 1}};
 
 std::string write(const std::string& path, const Tokenizer& tokenizer = Tokenizer::bytes()) {
@@ -151,7 +153,8 @@ TEST(TokenDataset, WrongFilesAreNamed) {
   write(scratch.path("a.h5"));
   const std::string whole = read_whole(scratch.path("a.h5"));
   for (const double part : {0.1, 0.5, 0.9, 0.999}) {
-    write_whole(scratch.path("cut.h5"), whole.substr(0, static_cast<std::size_t>(static_cast<double>(whole.size()) * part)));
+    write_whole(scratch.path("cut.h5"),
+                whole.substr(0, static_cast<std::size_t>(static_cast<double>(whole.size()) * part)));
     expect_error<DataError>([&] { open("cut.h5"); }, "cut.h5");
   }
 }
@@ -167,25 +170,37 @@ TEST(TokenDataset, DamageIsFound) {
   };
   EXPECT_NO_THROW(damaged([](Hdf5File&) {}));
   using Values = std::vector<std::uint64_t>;
-  expect_error<DataError>([&] { damaged([](Hdf5File& f) { f.set_attribute("/", "format_version", std::int64_t{2}); }); },
-                          "format version 2");
+  expect_error<DataError>(
+      [&] { damaged([](Hdf5File& f) { f.set_attribute("/", "format_version", std::int64_t{2}); }); },
+      "format version 2");
   expect_error<DataError>([&] { damaged([](Hdf5File& f) { f.set_attribute("/", "vocab", std::int64_t{255}); }); },
                           "is damaged: its tokenizer");
-  expect_error<DataError>([&] { damaged([](Hdf5File& f) {
-                            f.set_attribute("/tokenizer", "fingerprint", Tokenizer::bytes().fingerprint() + "0"); }); },
-                          "is damaged: its tokenizer");
-  expect_error<DataError>([&] { damaged([](Hdf5File& f) {
-                            f.write_rows("/train/offsets", 1, std::span<const std::uint64_t>(Values{900})); }); },
-                          "document offsets do not fit its 22 tokens");
-  expect_error<DataError>([&] { damaged([](Hdf5File& f) {
-                            f.write_rows("/train/offsets", 3, std::span<const std::uint64_t>(Values{23})); }); },
-                          "document offsets do not fit its 22 tokens");
-  expect_error<DataError>([&] { damaged([](Hdf5File& f) {
-                            f.write_rows("/train/tokens", 3, std::span<const std::uint8_t>(std::vector<std::uint8_t>{1})); }); },
-                          "is damaged: its content has fingerprint");
-  expect_error<DataError>([&] { damaged([](Hdf5File& f) {
-                            f.write_rows("/test/words", 0, std::span<const std::uint64_t>(Values{9})); }); },
-                          "is damaged: its content has fingerprint");
+  expect_error<DataError>(
+      [&] {
+        damaged(
+            [](Hdf5File& f) { f.set_attribute("/tokenizer", "fingerprint", Tokenizer::bytes().fingerprint() + "0"); });
+      },
+      "is damaged: its tokenizer");
+  expect_error<DataError>(
+      [&] {
+        damaged([](Hdf5File& f) { f.write_rows("/train/offsets", 1, std::span<const std::uint64_t>(Values{900})); });
+      },
+      "document offsets do not fit its 22 tokens");
+  expect_error<DataError>(
+      [&] {
+        damaged([](Hdf5File& f) { f.write_rows("/train/offsets", 3, std::span<const std::uint64_t>(Values{23})); });
+      },
+      "document offsets do not fit its 22 tokens");
+  expect_error<DataError>(
+      [&] {
+        damaged([](Hdf5File& f) {
+          f.write_rows("/train/tokens", 3, std::span<const std::uint8_t>(std::vector<std::uint8_t>{1}));
+        });
+      },
+      "is damaged: its content has fingerprint");
+  expect_error<DataError>(
+      [&] { damaged([](Hdf5File& f) { f.write_rows("/test/words", 0, std::span<const std::uint64_t>(Values{9})); }); },
+      "is damaged: its content has fingerprint");
 }
 
 TEST(TokenDataset, TokenOutsideTheVocabularyIsFoundWhenCopied) {
@@ -199,7 +214,8 @@ TEST(TokenDataset, TokenOutsideTheVocabularyIsFoundWhenCopied) {
   const TokenDataset dataset(scratch.path("a.h5"));
   std::int32_t out[22];
   EXPECT_NO_THROW(dataset.split(Split::train).copy(0, 5, out));
-  expect_error<DataError>([&] { dataset.split(Split::train).copy(0, 6, out); }, "token 400 is outside the vocabulary of 400");
+  expect_error<DataError>([&] { dataset.split(Split::train).copy(0, 6, out); },
+                          "token 400 is outside the vocabulary of 400");
 }
 
 }  // namespace

@@ -161,7 +161,9 @@ TEST(Tokenizer, StreamDecoderGivesWholeCharacters) {
   StreamDecoder decoder(Tokenizer::bytes());
   EXPECT_EQ(decoder.push(0xf0), "");
   EXPECT_EQ(decoder.push(0x9f), "");
-  EXPECT_EQ(decoder.push('a'), "\xf0\x9f" "a");
+  EXPECT_EQ(decoder.push('a'),
+            "\xf0\x9f"
+            "a");
   EXPECT_EQ(decoder.push(0x80), "\x80");
   EXPECT_EQ(decoder.push(0xc3), "");
   EXPECT_EQ(decoder.finish(), "\xc3");
@@ -189,7 +191,8 @@ TEST(Tokenizer, SpacesSurviveATextWithoutThem) {
 
 TEST(Tokenizer, BadInputIsNamed) {
   const std::vector<std::string> text = {"few words"};
-  expect_error<DataError>([&] { Tokenizer::train_bpe(text, 5000); }, "a BPE vocabulary of 5000 pieces cannot be trained on 9 bytes");
+  expect_error<DataError>([&] { Tokenizer::train_bpe(text, 5000); },
+                          "a BPE vocabulary of 5000 pieces cannot be trained on 9 bytes");
   expect_error<DataError>([&] { Tokenizer::train_bpe(text, 100); }, "Vocabulary size is smaller than required_chars");
   expect_error<DataError>([&] { Tokenizer::train_bpe({}, 300); }, "empty text");
   expect_error<DataError>([&] { Tokenizer::train_bpe(text, 0); }, "vocabulary of 0");
@@ -197,7 +200,8 @@ TEST(Tokenizer, BadInputIsNamed) {
                           "x.model is not a sentencepiece model");
   expect_error<DataError>([&] { Tokenizer::from_serialized(TokenizerKind::bpe, "", "x.model"); },
                           "x.model is not a sentencepiece model");
-  expect_error<DataError>([&] { Tokenizer::from_serialized(TokenizerKind::bytes, "x", "y"); }, "y: a tokenizer of bytes");
+  expect_error<DataError>([&] { Tokenizer::from_serialized(TokenizerKind::bytes, "x", "y"); },
+                          "y: a tokenizer of bytes");
   expect_error<DataError>([&] { Tokenizer::from_model_file("/nonexistent.model"); }, "/nonexistent.model");
   expect_error<DataError>([&] { static_cast<void>(trained().decode(std::vector<std::int32_t>{500})); },
                           "token 500 is outside the vocabulary of 500");
@@ -214,15 +218,23 @@ TEST(Tokenizer, LossyModelsAreRefused) {
     text.close();
     const std::string model = scratch.path("m");
     EXPECT_EQ(std::system(fmt::format("spm_train --input={} --model_prefix={} --model_type=bpe "
-                                      "--minloglevel=3 {} >/dev/null 2>&1", scratch.path("text"), model, options).c_str()), 0);
+                                      "--minloglevel=3 {} >/dev/null 2>&1",
+                                      scratch.path("text"), model, options)
+                              .c_str()),
+              0);
     return model + ".model";
   };
   if (std::system("spm_train --help >/dev/null 2>&1") != 0) GTEST_SKIP() << "needs spm_train (Debian: sentencepiece)";
   expect_error<DataError>([&] { Tokenizer::from_model_file(train("--vocab_size=200")); }, "has no piece for byte");
-  expect_error<DataError>([&] { Tokenizer::from_model_file(train("--vocab_size=450 --byte_fallback=true")); }, "does not give text back");
-  expect_error<DataError>([&] { Tokenizer::from_model_file(train("--vocab_size=450 --byte_fallback=true --normalization_rule_name=identity "
-                                                                 "--remove_extra_whitespaces=false")); },
+  expect_error<DataError>([&] { Tokenizer::from_model_file(train("--vocab_size=450 --byte_fallback=true")); },
                           "does not give text back");
+  expect_error<DataError>(
+      [&] {
+        Tokenizer::from_model_file(
+            train("--vocab_size=450 --byte_fallback=true --normalization_rule_name=identity "
+                  "--remove_extra_whitespaces=false"));
+      },
+      "does not give text back");
   const Tokenizer lossless = Tokenizer::from_model_file(
       train("--vocab_size=450 --byte_fallback=true --normalization_rule_name=identity --remove_extra_whitespaces=false "
             "--add_dummy_prefix=false"));

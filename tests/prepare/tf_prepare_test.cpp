@@ -20,9 +20,11 @@ struct Outcome {
 };
 
 Outcome run(const Scratch& scratch, const std::string& arguments) {
-  const std::string command = fmt::format("{} {} >{} 2>{}", TF_PREPARE, arguments, scratch.path("stdout"), scratch.path("stderr"));
+  const std::string command =
+      fmt::format("{} {} >{} 2>{}", TF_PREPARE, arguments, scratch.path("stdout"), scratch.path("stderr"));
   const int status = std::system(command.c_str());
-  Outcome outcome{.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1, .output = read_whole(scratch.path("stdout")), .error = {}};
+  Outcome outcome{
+      .code = WIFEXITED(status) ? WEXITSTATUS(status) : -1, .output = read_whole(scratch.path("stdout")), .error = {}};
   std::ifstream lines(scratch.path("stderr"));
   for (std::string line; std::getline(lines, line);) {
     if (line.starts_with("tf_prepare: ")) outcome.error += line + "\n";
@@ -58,12 +60,15 @@ TEST(TfPrepare, JsonlWithTheTokenizerOfADataset) {
   const Scratch scratch;
   write_whole(scratch.path("in.txt"), corpus(60));
   ASSERT_EQ(run(scratch, fmt::format("{} --document-start '^#' --vocab 400 --output {}", scratch.path("in.txt"),
-                                     scratch.path("first.h5"))).code, 0);
+                                     scratch.path("first.h5")))
+                .code,
+            0);
   std::string lines;
   for (const std::string& line : generated_lines(9, 5)) lines += fmt::format("{{\"body\": \"{}\"}}\n", line);
   write_whole(scratch.path("in.jsonl"), lines);
-  const Outcome done = run(scratch, fmt::format("--jsonl {} --field body --tokenizer {} --output {}", scratch.path("in.jsonl"),
-                                                scratch.path("first.h5"), scratch.path("second.h5")));
+  const Outcome done =
+      run(scratch, fmt::format("--jsonl {} --field body --tokenizer {} --output {}", scratch.path("in.jsonl"),
+                               scratch.path("first.h5"), scratch.path("second.h5")));
   EXPECT_EQ(done.code, 0) << done.error;
   EXPECT_EQ(TokenDataset(scratch.path("second.h5")).tokenizer().fingerprint(),
             TokenDataset(scratch.path("first.h5")).tokenizer().fingerprint());

@@ -18,7 +18,8 @@ namespace tforge::test {
 /// Names of what lies in a folder, sorted.
 inline std::vector<std::string> names_in(const std::string& folder) {
   std::vector<std::string> found;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) found.push_back(entry.path().filename().string());
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    found.push_back(entry.path().filename().string());
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -44,9 +45,10 @@ inline void append_utf8(std::string& text, char32_t c) {
 
 /// Lines of words from a small made-up vocabulary, the same for the same seed.
 inline std::vector<std::string> generated_lines(int lines, unsigned seed) {
-  static const char* const kWords[] = {"the",    "token", "model", "grows",  "without", "forgetting", "and",  "learns",
-                                       "again",  "from",  "text",  "of",     "several", "rivers",     "that", "remember",
-                                       "Monday", "1,024", "caf\xc3\xa9", "it's", "house", "(small)",   "sea",  "light"};
+  static const char* const kWords[] = {"the",         "token",  "model", "grows",    "without", "forgetting",
+                                       "and",         "learns", "again", "from",     "text",    "of",
+                                       "several",     "rivers", "that",  "remember", "Monday",  "1,024",
+                                       "caf\xc3\xa9", "it's",   "house", "(small)",  "sea",     "light"};
   std::mt19937 random(seed);
   std::vector<std::string> out;
   for (int i = 0; i < lines; ++i) {
