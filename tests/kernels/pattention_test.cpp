@@ -242,6 +242,41 @@ TEST_F(Pattention, F32GradientsStayNearF64) {
   }
 }
 
+TEST_F(Pattention, WeightGradientsAreSumsOverRows) {
+  for (const PattentionNorm norm : kNorms) {
+    SCOPED_TRACE(name(norm));
+    constexpr std::int64_t kRows = 700, kPart = 100;
+    auto whole = Layer<double>::random(norm, kRows, 20, 60, 15);
+    whole.fused();
+    Matrix<double> dkeys(60, 20), dvalues(60, 15);
+    for (std::int64_t first = 0; first < kRows; first += kPart) {
+      Matrix<double> x(kPart, 20);
+      Layer<double> part(norm, whole.scale, x, whole.keys, whole.values);
+      for (std::int64_t i = 0; i < kPart; ++i) {
+        for (std::int64_t k = 0; k < 20; ++k) part.x(i, k) = whole.x(first + i, k);
+        for (std::int64_t c = 0; c < 15; ++c) part.dy(i, c) = whole.dy(first + i, c);
+      }
+      part.dkeys = dkeys;
+      part.dvalues = dvalues;
+      part.fused_forward();
+      part.normalize_backward();
+      auto w = part.backward_workspace();
+      const GradMode mode = first == 0 ? GradMode::overwrite : GradMode::accumulate;
+      kernels::pattention_backward(cpu, norm, part.scale, part.scores.view(), part.stat_view(), part.x.view(),
+                                   part.keys.view(), part.values.view(), part.du.view(), part.dweight_view(),
+                                   GradMode::overwrite, part.dx.view(), mode, part.dkeys.view(), mode,
+                                   part.dvalues.view(), w.view());
+      dkeys = part.dkeys;
+      dvalues = part.dvalues;
+      for (std::int64_t i = 0; i < kPart; ++i) {
+        for (std::int64_t k = 0; k < 20; ++k) ASSERT_EQ(part.dx(i, k), whole.dx(first + i, k));
+      }
+    }
+    test::expect_near(whole.dkeys, dkeys, 1e-12 * dkeys.largest());
+    test::expect_near(whole.dvalues, dvalues, 1e-12 * dvalues.largest());
+  }
+}
+
 TEST_F(Pattention, TwoPhasesAndThreadsGiveTheSameBits) {
   for (const PattentionNorm norm : kNorms) {
     for (const std::int64_t rows : {1, 8, 40, 900}) {
