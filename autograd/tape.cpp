@@ -56,6 +56,8 @@ GradTarget Grad::target(Tape& tape) {
   return {slot_->gradient.view(), mode};
 }
 
+// By value: the caller gives up its handle, so that the gradient can be the only one.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
 void Grad::adopt(Tape& tape, Tensor gradient) {
   if (gradient.shape().elements() != slot_->shape.elements() || gradient.dtype() != slot_->dtype) {
     throw ShapeError("a gradient of shape {} was handed to a value of shape {}", gradient.shape().text(),
