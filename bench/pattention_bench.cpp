@@ -60,8 +60,7 @@ struct Layer {
 
   void forward(std::size_t i) {
     kernels::pattention_forward(stream, norm, scale, x.view(), keys.view(), values.view(),
-                                scores[i % scores.size()].view(), view(stat), u.view(), view(weight),
-                                workspace.view());
+                                scores[i % scores.size()].view(), view(stat), u.view(), view(weight), workspace.view());
   }
   void backward(std::size_t i) {
     kernels::pattention_backward(stream, norm, scale, scores[i % scores.size()].view(), view(stat), x.view(),

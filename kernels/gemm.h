@@ -15,8 +15,9 @@ void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTen
           GradMode mode, TensorView c);
 
 /// Checks once, at the start of a job, what the CPU kernels need: a processor with AVX2 and FMA, and OpenBLAS in its
-/// OpenMP flavour (openblas_get_parallel() == 2). Sets OpenBLAS to one thread per call and OpenMP to `threads`
-/// (0: leave). Throws DeviceError naming the package to install.
+/// OpenMP flavour (openblas_get_parallel() == 2). Gives an OpenBLAS that is older than the processor the kernels of one
+/// it knows (unless OPENBLAS_CORETYPE is set), sets it to one thread per call and OpenMP to `threads` (0: leave).
+/// Throws DeviceError naming the package to install.
 void start_cpu_runtime(int threads);
 /// "OpenBLAS 0.3.21 ... SkylakeX", for version texts.
 const char* blas_description();

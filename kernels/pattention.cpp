@@ -111,9 +111,9 @@ std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_t
 }
 
 void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
-                             ConstTensorView stat, ConstTensorView values, ConstTensorView du,
-                             ConstTensorView dweight, GradMode dvalues_mode, TensorView dvalues, TensorView dscores,
-                             TensorView dot, TensorView workspace) {
+                             ConstTensorView stat, ConstTensorView values, ConstTensorView du, ConstTensorView dweight,
+                             GradMode dvalues_mode, TensorView dvalues, TensorView dscores, TensorView dot,
+                             TensorView workspace) {
   const char* op = "pattention_mix_backward";
   const std::int64_t rows = scores.rows();
   const std::int64_t tokens = values.rows();
@@ -189,9 +189,8 @@ std::int64_t row_normalize_forward(Stream& stream, PattentionNorm norm, double s
       .matrix("U", u, u.rows(), u.columns())
       .weight("weight", weight)
       .matrix("Y", y, u.rows(), u.columns());
-  return with_compute_type(op, u.dtype, [&](auto t) {
-    return cpu::row_normalize_forward<decltype(t)>(norm, scale, u, weight, y);
-  });
+  return with_compute_type(op, u.dtype,
+                           [&](auto t) { return cpu::row_normalize_forward<decltype(t)>(norm, scale, u, weight, y); });
 }
 
 void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
@@ -203,9 +202,8 @@ void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, C
       .matrix("dY", dy, u.rows(), u.columns())
       .matrix("dU", du, u.rows(), u.columns())
       .weight("dweight", dweight);
-  with_compute_type(op, u.dtype, [&](auto t) {
-    cpu::row_normalize_backward<decltype(t)>(norm, scale, u, weight, dy, du, dweight);
-  });
+  with_compute_type(op, u.dtype,
+                    [&](auto t) { cpu::row_normalize_backward<decltype(t)>(norm, scale, u, weight, dy, du, dweight); });
 }
 
 }  // namespace tforge::kernels

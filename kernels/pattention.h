@@ -9,8 +9,9 @@
 //
 //   norm           stat [T]                       P                                   weight [T]      layer output Y
 //   l2_norm_gelu   sum_j A_j^2       (reduce sum) gelu(scale * A / r), r = sqrt(stat) none            sum U
-//   gelu_l2_norm   none                           gelu(A)                             sum_j P_j^2     scale * U / sqrt(weight)
-//   softmax        max_j A_j         (reduce max) exp(A - stat)                       sum_j P_j       scale * U / weight
+//   gelu_l2_norm   none                           gelu(A)                             sum_j P_j^2     scale * U /
+//   sqrt(weight) softmax        max_j A_j         (reduce max) exp(A - stat)                       sum_j P_j scale * U
+//   / weight
 //
 // The row scale of the last two leaves the product: the caller reduces [T, d_out + 1] once and calls row_normalize_*.
 // A row with r < kNormFloor (over all ranks' tokens) has P = 0 and passes no gradient.
@@ -19,9 +20,9 @@
 // sum of chains of fused multiply-adds of fixed length, from token 0 (or row, or column 0) on, so that its bits depend
 // neither on the sizes around it nor on the threads, and appended tokens whose P is 0 leave every bit of U.
 // Views may have row strides; `stat`, `weight`, `dot` and `dweight` are columns: shape [T, 1], any row stride.
-// Workspace: a tensor of at least X_workspace(...) elements of the operands' dtype, asked for with the number of threads
-// (OpenMP) that the kernel then runs with. Nothing is allocated.
-// Throws ShapeError or DTypeError naming the function and the operands.
+// Workspace: a tensor of at least X_workspace(...) elements of the operands' dtype, asked for with the number of
+// threads (OpenMP) that the kernel then runs with. Nothing is allocated. Throws ShapeError or DTypeError naming the
+// function and the operands.
 #include <cstdint>
 
 #include "core/device.h"
@@ -55,9 +56,9 @@ std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_to
 ///   softmax:       dscores = dA = (dU V^T + dweight) * P;                   dot unused (empty)
 /// The maximum in softmax is a constant: its gradient cancels.
 void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
-                             ConstTensorView stat, ConstTensorView values, ConstTensorView du,
-                             ConstTensorView dweight, GradMode dvalues_mode, TensorView dvalues, TensorView dscores,
-                             TensorView dot, TensorView workspace);
+                             ConstTensorView stat, ConstTensorView values, ConstTensorView du, ConstTensorView dweight,
+                             GradMode dvalues_mode, TensorView dvalues, TensorView dscores, TensorView dot,
+                             TensorView workspace);
 
 /// Backward of the scores: for l2_norm_gelu first dA = (scale / r) (dB - B dot / scale^2) in place of dscores; then
 ///   dX {=, +=} dA K      dK {=, +=} dA^T X.      An empty dx, dkeys (or dvalues above) view skips that product.

@@ -68,8 +68,8 @@ void gelu_backward(ConstTensorView x, ConstTensorView dy, GradMode mode, TensorV
                  });
 }
 
-#define TFORGE_INSTANTIATE(T)                                  \
-  template void gelu_forward<T>(ConstTensorView, TensorView);  \
+#define TFORGE_INSTANTIATE(T)                                 \
+  template void gelu_forward<T>(ConstTensorView, TensorView); \
   template void gelu_backward<T>(ConstTensorView, ConstTensorView, GradMode, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

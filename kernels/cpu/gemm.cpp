@@ -15,11 +15,11 @@
 namespace tforge::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kFewRows = 8;                // products of so few rows are matrix-vector products
-constexpr double kWorthForking = 1 << 20;           // multiply-adds; below, one thread is faster
-constexpr std::int64_t kBlocks = 16;                // enough for the threads of one process
-constexpr std::int64_t kLongBlock = 256;            // BLAS packs its operands anew each call: shorter is slower
-constexpr std::int64_t kShortBlock = 64;            // for matrices too small for long blocks
+constexpr std::int64_t kFewRows = 8;       // products of so few rows are matrix-vector products
+constexpr double kWorthForking = 1 << 20;  // multiply-adds; below, one thread is faster
+constexpr std::int64_t kBlocks = 16;       // enough for the threads of one process
+constexpr std::int64_t kLongBlock = 256;   // BLAS packs its operands anew each call: shorter is slower
+constexpr std::int64_t kShortBlock = 64;   // for matrices too small for long blocks
 
 /// OpenBLAS's choice of kernels for the processor, made when it was loaded; absent from builds for one processor.
 extern "C" [[gnu::weak]] void gotoblas_dynamic_quit();
@@ -148,8 +148,7 @@ void gemm(Transpose a_op, Transpose b_op, double alpha, ConstTensorView a_view, 
     const std::int64_t columns = block_size(n, work);
     parallel_blocks(blocks_of(n, columns), [&](std::int64_t block) {
       const std::int64_t first = block * columns;
-      blas_gemm(m, std::min(columns, n - first), k, factor, a, a.at(0, 0), b, b.at(0, first), beta, c,
-                c.at(0, first));
+      blas_gemm(m, std::min(columns, n - first), k, factor, a, a.at(0, 0), b, b.at(0, first), beta, c, c.at(0, first));
     });
   }
 }
@@ -162,9 +161,10 @@ void start_runtime(int threads) {
     throw DeviceError("this processor has no AVX2 and FMA (x86-64-v3), which TokenForge's CPU kernels need");
   }
   if (openblas_get_parallel() != 2) {
-    throw DeviceError("the loaded OpenBLAS ({}) is not the OpenMP flavour; install libopenblas-openmp-dev and let "
-                      "the loader find it first",
-                      openblas_get_config());
+    throw DeviceError(
+        "the loaded OpenBLAS ({}) is not the OpenMP flavour; install libopenblas-openmp-dev and let "
+        "the loader find it first",
+        openblas_get_config());
   }
   prepare_blas();
   if (threads > 0) omp_set_num_threads(threads);

@@ -47,7 +47,9 @@ struct Rows {
 
   // NOLINTNEXTLINE(google-explicit-constructor): the same matrix with its type known
   Rows(const View& v)
-      : data(v ? v.template as<std::remove_const_t<T>>() : nullptr), stride(v.row_stride), count(v.rows()),
+      : data(v ? v.template as<std::remove_const_t<T>>() : nullptr),
+        stride(v.row_stride),
+        count(v.rows()),
         columns(v.columns()) {}
   explicit operator bool() const { return data != nullptr; }
   T* row(std::int64_t i) const { return data + i * stride; }
@@ -310,8 +312,15 @@ class MixForward {
   }
   MixForward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat, ConstTensorView values,
              TensorView u, TensorView weight, T* workspace)
-      : norm_(norm), scale_(scale), scores_(scores), stat_(stat), values_(values), u_(u), weight_(weight),
-        n_(scores.columns()), workspace_(workspace) {}
+      : norm_(norm),
+        scale_(scale),
+        scores_(scores),
+        stat_(stat),
+        values_(values),
+        u_(u),
+        weight_(weight),
+        n_(scores.columns()),
+        workspace_(workspace) {}
 
   void prepare() { pack_matrix(values_.data, values_.stride, n_, values_.columns, workspace_); }
 
@@ -417,9 +426,8 @@ void over_superblocks(std::int64_t rows, const Block& block, const Gradients& gr
   do {  // once for no rows too: overwritten gradients are then 0
     const std::int64_t here = std::min(superblock_rows(rows), rows - start);
     const std::int64_t step = rows_per_block(here);
-    parallel_blocks(blocks_of(here, step), [&](std::int64_t b) {
-      block(start + b * step, std::min(step, here - b * step), b * step);
-    });
+    parallel_blocks(blocks_of(here, step),
+                    [&](std::int64_t b) { block(start + b * step, std::min(step, here - b * step), b * step); });
     gradients(start, here);
     start += here;
   } while (start < rows);
@@ -462,13 +470,20 @@ template <class T>
 class MixBackward {
  public:
   static std::int64_t scratch(std::int64_t rows, std::int64_t n, std::int64_t d_out) {
-    return packed_size(d_out, n) + superblock_rows(rows) * scratch_pitch(n) +
-           WeightGradient<T>::scratch(rows, d_out);
+    return packed_size(d_out, n) + superblock_rows(rows) * scratch_pitch(n) + WeightGradient<T>::scratch(rows, d_out);
   }
   MixBackward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat, ConstTensorView values,
               ConstTensorView du, ConstTensorView dweight, GradMode mode, TensorView dvalues, T* workspace)
-      : norm_(norm), scale_(scale), scores_(scores), stat_(stat), values_(values), du_(du), dweight_(dweight),
-        n_(scores.columns()), pitch_(scratch_pitch(n_)), panels_(workspace),
+      : norm_(norm),
+        scale_(scale),
+        scores_(scores),
+        stat_(stat),
+        values_(values),
+        du_(du),
+        dweight_(dweight),
+        n_(scores.columns()),
+        pitch_(scratch_pitch(n_)),
+        panels_(workspace),
         p_(panels_ + packed_size(du.columns(), n_)),
         dvalues_(du, mode, dvalues, p_ + superblock_rows(du.rows()) * pitch_) {}
 
@@ -476,8 +491,8 @@ class MixBackward {
 
   /// dP = dU V^T into d, then dscores in place (for l2_norm_gelu before the row norm), P, and the rows' dots.
   void block(std::int64_t first, std::int64_t rows, std::int64_t offset, T* d, std::int64_t pitch, T* dots) const {
-    product<T>(rows, n_, du_.columns, {du_.row(first), du_.stride}, {panels_, du_.columns * kPanelColumns<T>}, d,
-               pitch, GradMode::overwrite);
+    product<T>(rows, n_, du_.columns, {du_.row(first), du_.stride}, {panels_, du_.columns * kPanelColumns<T>}, d, pitch,
+               GradMode::overwrite);
     for (std::int64_t i = 0; i < rows; ++i) {
       dots[i] = activate_backward<T>(norm_, row_parameter<T>(norm_, scale_, stat_, first + i),
                                      dweight_ ? *dweight_.row(first + i) : T(0), scores_.row(first + i), n_,
@@ -509,8 +524,15 @@ class ScoresBackward {
   ScoresBackward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat, ConstTensorView x,
                  ConstTensorView keys, GradMode dx_mode, TensorView dx, GradMode dkeys_mode, TensorView dkeys,
                  T* workspace)
-      : norm_(norm), scale_(scale), scores_(scores), stat_(stat), keys_(keys), dx_mode_(dx_mode), dx_(dx),
-        n_(scores.columns()), panels_(workspace),
+      : norm_(norm),
+        scale_(scale),
+        scores_(scores),
+        stat_(stat),
+        keys_(keys),
+        dx_mode_(dx_mode),
+        dx_(dx),
+        n_(scores.columns()),
+        panels_(workspace),
         dkeys_(x, dkeys_mode, dkeys, panels_ + packed_size(n_, keys.columns())) {}
 
   void prepare() {
@@ -618,9 +640,8 @@ std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_t
 
 template <class T>
 void pattention_mix_backward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
-                             ConstTensorView values, ConstTensorView du, ConstTensorView dweight,
-                             GradMode dvalues_mode, TensorView dvalues, TensorView dscores, TensorView dot,
-                             TensorView workspace) {
+                             ConstTensorView values, ConstTensorView du, ConstTensorView dweight, GradMode dvalues_mode,
+                             TensorView dvalues, TensorView dscores, TensorView dot, TensorView workspace) {
   MixBackward<T> half(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues, start_of<T>(workspace));
   const Rows<T> d(dscores);
   const Rows<T> dots(dot);
@@ -761,26 +782,26 @@ void row_normalize_backward(PattentionNorm norm, double scale, ConstTensorView u
   });
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                         \
-  template void pattention_scores_forward<T>(PattentionNorm, ConstTensorView, ConstTensorView, TensorView,            \
-                                             TensorView, TensorView);                                                 \
-  template std::int64_t pattention_mix_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,           \
-                                                  ConstTensorView, TensorView, TensorView, TensorView);               \
-  template std::int64_t pattention_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,               \
-                                              ConstTensorView, TensorView, TensorView, TensorView, TensorView,        \
-                                              TensorView);                                                            \
-  template void pattention_mix_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView, \
-                                           ConstTensorView, ConstTensorView, GradMode, TensorView, TensorView,        \
-                                           TensorView, TensorView);                                                   \
-  template void pattention_scores_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,               \
-                                              ConstTensorView, ConstTensorView, ConstTensorView, TensorView,          \
-                                              GradMode, TensorView, GradMode, TensorView, TensorView);                \
-  template void pattention_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView,     \
-                                       ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView, GradMode,  \
-                                       TensorView, GradMode, TensorView, GradMode, TensorView, TensorView);           \
-  template std::int64_t row_normalize_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,            \
-                                                 TensorView);                                                         \
-  template void row_normalize_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView,  \
+#define TFORGE_INSTANTIATE(T)                                                                                          \
+  template void pattention_scores_forward<T>(PattentionNorm, ConstTensorView, ConstTensorView, TensorView, TensorView, \
+                                             TensorView);                                                              \
+  template std::int64_t pattention_mix_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,            \
+                                                  ConstTensorView, TensorView, TensorView, TensorView);                \
+  template std::int64_t pattention_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,                \
+                                              ConstTensorView, TensorView, TensorView, TensorView, TensorView,         \
+                                              TensorView);                                                             \
+  template void pattention_mix_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView,  \
+                                           ConstTensorView, ConstTensorView, GradMode, TensorView, TensorView,         \
+                                           TensorView, TensorView);                                                    \
+  template void pattention_scores_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,                \
+                                              ConstTensorView, ConstTensorView, ConstTensorView, TensorView, GradMode, \
+                                              TensorView, GradMode, TensorView, TensorView);                           \
+  template void pattention_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView,      \
+                                       ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView, GradMode,   \
+                                       TensorView, GradMode, TensorView, GradMode, TensorView, TensorView);            \
+  template std::int64_t row_normalize_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,             \
+                                                 TensorView);                                                          \
+  template void row_normalize_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView,   \
                                           TensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

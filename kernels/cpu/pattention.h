@@ -20,9 +20,8 @@ std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_to
 
 template <class T>
 void pattention_mix_backward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
-                             ConstTensorView values, ConstTensorView du, ConstTensorView dweight,
-                             GradMode dvalues_mode, TensorView dvalues, TensorView dscores, TensorView dot,
-                             TensorView workspace);
+                             ConstTensorView values, ConstTensorView du, ConstTensorView dweight, GradMode dvalues_mode,
+                             TensorView dvalues, TensorView dscores, TensorView dot, TensorView workspace);
 template <class T>
 void pattention_scores_backward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
                                 ConstTensorView dot, ConstTensorView x, ConstTensorView keys, TensorView dscores,

@@ -20,6 +20,11 @@ void register_tile(std::int64_t k, const typename V::Scalar* a, std::int64_t a_r
   for (int i = 0; i < kRows; ++i) left[i] = right[i] = V::zero();
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) group[g] = a + 3 * g * a_row;
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i) {  // C arrives while the sums are made
+    __builtin_prefetch(c + i * c_row, 1);
+    __builtin_prefetch(c + i * c_row + 2 * V::kLanes - 1, 1);
+  }
   for (; k > 0; --k) {
     const V b0 = V::load(b);
     const V b1 = V::load(b + V::kLanes);

@@ -84,9 +84,8 @@ TEST(Gelu, ThreadsAndStridesDoNotShow) {
   const auto x = Matrix<float>::random(70, 333, 1);
   const auto strided = Matrix<float>::random(70, 333, 1, 1, 5);
   Matrix<float> first(70, 333), second(70, 333), rows(70, 333, 3);
-  test::at_one_and_two_threads([&](int threads) {
-    kernels::gelu_forward(cpu, x.view(), threads == 2 ? second.view() : first.view());
-  });
+  test::at_one_and_two_threads(
+      [&](int threads) { kernels::gelu_forward(cpu, x.view(), threads == 2 ? second.view() : first.view()); });
   EXPECT_TRUE(first.same_bits(second));
   kernels::gelu_forward(cpu, strided.view(), rows.view());
   EXPECT_TRUE(rows.same_bits(first));

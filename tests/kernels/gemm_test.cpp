@@ -61,9 +61,9 @@ TEST(Gemm, ByHand) {
 }
 
 TEST(Gemm, AllOpsAtAwkwardSizes) {
-  for (const Case& s : {Case{1, 1, 1}, Case{1, 33, 17}, Case{1, 700, 31}, Case{5, 257, 64}, Case{9, 7, 3},
-                        Case{257, 33, 19}, Case{33, 1100, 65}, Case{1030, 130, 70}, Case{4, 3, 0}, Case{20, 3, 0},
-                        Case{0, 3, 5}, Case{3, 0, 5}}) {
+  for (const Case& s :
+       {Case{1, 1, 1}, Case{1, 33, 17}, Case{1, 700, 31}, Case{5, 257, 64}, Case{9, 7, 3}, Case{257, 33, 19},
+        Case{33, 1100, 65}, Case{1030, 130, 70}, Case{4, 3, 0}, Case{20, 3, 0}, Case{0, 3, 5}, Case{3, 0, 5}}) {
     for (const Transpose a_op : {Transpose::no, Transpose::yes}) {
       for (const Transpose b_op : {Transpose::no, Transpose::yes}) {
         compare<float>(s, a_op, b_op, 6e-8);

@@ -34,19 +34,30 @@ struct Layer {
 
   Layer(PattentionNorm norm_, double scale_, const Matrix<T>& x_, const Matrix<T>& keys_, const Matrix<T>& values_,
         std::int64_t padding = 0)
-      : norm(norm_), scale(scale_), x(x_), keys(keys_), values(values_), scores(rows(), tokens(), padding),
-        stat(rows(), 1, padding), u(rows(), d_out(), padding), weight(rows(), 1, padding), y(rows(), d_out(), padding),
-        dy(Matrix<T>::random(rows(), d_out(), 9, 1, padding)), du(rows(), d_out(), padding),
-        dweight(rows(), 1, padding), dscores(rows(), tokens(), padding), dot(rows(), 1, padding),
-        dx(rows(), keys.columns(), padding), dkeys(tokens(), keys.columns(), padding),
+      : norm(norm_),
+        scale(scale_),
+        x(x_),
+        keys(keys_),
+        values(values_),
+        scores(rows(), tokens(), padding),
+        stat(rows(), 1, padding),
+        u(rows(), d_out(), padding),
+        weight(rows(), 1, padding),
+        y(rows(), d_out(), padding),
+        dy(Matrix<T>::random(rows(), d_out(), 9, 1, padding)),
+        du(rows(), d_out(), padding),
+        dweight(rows(), 1, padding),
+        dscores(rows(), tokens(), padding),
+        dot(rows(), 1, padding),
+        dx(rows(), keys.columns(), padding),
+        dkeys(tokens(), keys.columns(), padding),
         dvalues(tokens(), d_out(), padding) {}
   /// Random operands; scores of about unit size, so that no activation is in its tail.
   static Layer random(PattentionNorm norm, std::int64_t rows, std::int64_t d_in, std::int64_t n, std::int64_t d_out,
                       std::int64_t padding = 0) {
     const double size = 1 / std::sqrt(static_cast<double>(d_in));
-    return Layer(norm, initial_scale(norm, std::max<std::int64_t>(n, 1)),
-                 Matrix<T>::random(rows, d_in, 1, 1, padding), Matrix<T>::random(n, d_in, 2, size, padding),
-                 Matrix<T>::random(n, d_out, 3, size, padding), padding);
+    return Layer(norm, initial_scale(norm, std::max<std::int64_t>(n, 1)), Matrix<T>::random(rows, d_in, 1, 1, padding),
+                 Matrix<T>::random(n, d_in, 2, size, padding), Matrix<T>::random(n, d_out, 3, size, padding), padding);
   }
 
   std::int64_t rows() const { return x.rows(); }
@@ -94,8 +105,8 @@ struct Layer {
   }
   void scores_backward(GradMode mode = GradMode::overwrite) {
     auto w = backward_workspace();
-    kernels::pattention_scores_backward(cpu, norm, scale, scores.view(), stat_view(), dot_view(), x.view(),
-                                        keys.view(), dscores.view(), mode, dx.view(), mode, dkeys.view(), w.view());
+    kernels::pattention_scores_backward(cpu, norm, scale, scores.view(), stat_view(), dot_view(), x.view(), keys.view(),
+                                        dscores.view(), mode, dx.view(), mode, dkeys.view(), w.view());
   }
 
   void fused_forward() {
@@ -190,9 +201,9 @@ TEST_F(Pattention, MatchesTheDefinitionAtAwkwardSizes) {
   struct Sizes {
     std::int64_t rows, d_in, n, d_out;
   };
-  for (const Sizes s : {Sizes{1, 1, 1, 1}, Sizes{1, 33, 300, 17}, Sizes{3, 7, 5, 65}, Sizes{16, 64, 257, 64},
-                        Sizes{17, 64, 257, 64}, Sizes{37, 31, 33, 29}, Sizes{100, 300, 31, 48},
-                        Sizes{257, 16, 260, 33}, Sizes{800, 12, 40, 8}}) {
+  for (const Sizes s :
+       {Sizes{1, 1, 1, 1}, Sizes{1, 33, 300, 17}, Sizes{3, 7, 5, 65}, Sizes{16, 64, 257, 64}, Sizes{17, 64, 257, 64},
+        Sizes{37, 31, 33, 29}, Sizes{100, 300, 31, 48}, Sizes{257, 16, 260, 33}, Sizes{800, 12, 40, 8}}) {
     for (const PattentionNorm norm : kNorms) {
       SCOPED_TRACE(name(norm) + " " + std::to_string(s.rows) + " " + std::to_string(s.d_in) + " " +
                    std::to_string(s.n) + " " + std::to_string(s.d_out));
