@@ -294,7 +294,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   const bool train = options.tokenizer == "bpe";
   Tokenizer tokenizer = Tokenizer::bytes();
   if (options.tokenizer.ends_with(".h5")) {
-    tokenizer = TokenDataset(options.tokenizer).tokenizer();
+    tokenizer = stored_tokenizer(options.tokenizer);
   } else if (!train && options.tokenizer != "bytes") {
     tokenizer = Tokenizer::from_model_file(options.tokenizer);
   }

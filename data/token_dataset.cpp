@@ -68,8 +68,24 @@ Digest fingerprint_of(const Tokenizer& tokenizer) {
   return digest;
 }
 
+bool is_token_dataset(const Hdf5File& file) {
+  return file.has_attribute("/", "format") && file.attribute<std::string>("/", "format") == kFormat;
+}
+
+/// The tokenizer whose model is the dataset `model`.
+Tokenizer tokenizer_at(const Hdf5File& file, const std::string& model) {
+  const auto kind = tokenizer_kind_from_name(file.attribute<std::string>("/tokenizer", "kind"));
+  Tokenizer tokenizer = Tokenizer::from_serialized(kind, file.read_bytes(model), file.file_path() + ": /tokenizer");
+  const auto expected = file.attribute<std::string>("/tokenizer", "fingerprint");
+  if (tokenizer.fingerprint() != expected) {
+    throw DataError("{} is damaged: its tokenizer has fingerprint {}, the file says {}", file.file_path(),
+                    tokenizer.fingerprint(), expected);
+  }
+  return tokenizer;
+}
+
 Tokenizer read_tokenizer(const Hdf5File& file) {
-  if (!file.has_attribute("/", "format") || file.attribute<std::string>("/", "format") != kFormat) {
+  if (!is_token_dataset(file)) {
     throw DataError("{} is not a token dataset; make one with tf_prepare", file.file_path());
   }
   const auto version = file.attribute<std::int64_t>("/", "format_version");
@@ -77,18 +93,24 @@ Tokenizer read_tokenizer(const Hdf5File& file) {
     throw DataError("{} is a token dataset of format version {}, this program reads up to version {}; use a newer one",
                     file.file_path(), version, kFormatVersion);
   }
-  const auto kind = tokenizer_kind_from_name(file.attribute<std::string>("/tokenizer", "kind"));
-  Tokenizer tokenizer =
-      Tokenizer::from_serialized(kind, file.read_bytes("/tokenizer/model"), file.file_path() + ": /tokenizer");
-  const auto expected = file.attribute<std::string>("/tokenizer", "fingerprint");
+  Tokenizer tokenizer = tokenizer_at(file, "/tokenizer/model");
   const auto vocab = file.attribute<std::int64_t>("/", "vocab");
-  if (tokenizer.fingerprint() != expected || tokenizer.vocab_size() != vocab) {
-    throw DataError("{} is damaged: its tokenizer has fingerprint {} and {} pieces, the file says {} and {}",
-                    file.file_path(), tokenizer.fingerprint(), tokenizer.vocab_size(), expected, vocab);
+  if (tokenizer.vocab_size() != vocab) {
+    throw DataError("{} is damaged: its tokenizer has {} pieces, the file says {}", file.file_path(),
+                    tokenizer.vocab_size(), vocab);
   }
   return tokenizer;
 }
 }  // namespace
+
+Tokenizer stored_tokenizer(const std::string& path) {
+  const Hdf5File file = Hdf5File::open(path);
+  if (is_token_dataset(file)) return read_tokenizer(file);
+  if (!file.exists("/tokenizer") || !file.has_attribute("/tokenizer", "fingerprint")) {
+    throw DataError("{} holds no tokenizer; name a token dataset or a checkpoint", path);
+  }
+  return tokenizer_at(file, "/tokenizer");
+}
 
 std::string_view name_of(Split split) {
   switch (split) {

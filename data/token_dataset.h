@@ -61,6 +61,10 @@ class TokenSplit {
   const std::byte* words_ = nullptr;
 };
 
+/// The tokenizer inside a token dataset or a checkpoint: both keep it with its kind and fingerprint under /tokenizer.
+/// Throws DataError.
+Tokenizer stored_tokenizer(const std::string& path);
+
 /// A token dataset opened for reading. Only what is touched comes into memory.
 class TokenDataset {
  public:

@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
     const TokenDataset dataset(data);
     const CheckpointReader reader = CheckpointReader::open(world, checkpoint);
     if (reader.tokenizer().fingerprint != dataset.tokenizer().fingerprint()) {
-      throw DataError("{} was made with another tokenizer than {}; prepare the text again with the tokenizer of the data that {} was trained on (tf_prepare --tokenizer)", data,
+      throw DataError("{} was made with another tokenizer than {}; prepare the text again with --tokenizer {}", data,
                       checkpoint, checkpoint);
     }
     const RunConfig config = parse_config(reader.config(), checkpoint).config;

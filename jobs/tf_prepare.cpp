@@ -47,8 +47,8 @@ int main(int argc, char** argv) {
                   {"document-start", "REGEX", &options.corpus.document_start,
                    "a document begins at each line that matches this POSIX extended regular expression"},
                   {"tokenizer", "NAME|FILE", &options.tokenizer,
-                   "bytes; bpe (trained on the train split); a sentencepiece .model; a token dataset (.h5) whose "
-                   "tokenizer is taken"},
+                   "bytes; bpe (trained on the train split); a sentencepiece .model; a token dataset or a "
+                   "checkpoint (.h5) whose tokenizer is taken"},
                   {"vocab", "N", &options.vocab, "pieces of a trained tokenizer"},
                   {"tokenizer-bytes", "N", &options.tokenizer_bytes, "most text that a tokenizer is trained on"},
                   {"validation-fraction", "X", &options.validation_fraction, "of the documents; at least one"},
