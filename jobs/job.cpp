@@ -267,7 +267,9 @@ int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<
     code = agree(*world, info, early);
     if (code == ExitCode::done) code = body(*world);
   } catch (...) {
-    world->abort(static_cast<int>(report_current(info, world->rank())));
+    code = report_current(info, world->rank());
+    // The others may wait for this rank in a collective: end them. A rank alone ends in the ordinary way.
+    if (world->size() > 1) world->abort(static_cast<int>(code));
   }
   world->shutdown();
   return static_cast<int>(code);

@@ -64,10 +64,18 @@ int main(int argc, char** argv) {
       std::fwrite(text.data(), 1, text.size(), stdout);
       std::fflush(stdout);
     };
-    show(prompt);
+    bool begun = false;  // the prompt is shown once nothing is wrong with it
+    const auto begin = [&] {
+      if (!begun) show(prompt);
+      begun = true;
+    };
     const auto start = std::chrono::steady_clock::now();
     const std::vector<std::int32_t> added =
-        generate(model, allocator, stream, tokens, options, [&](std::int32_t token) { show(decoder.push(token)); });
+        generate(model, allocator, stream, tokens, options, [&](std::int32_t token) {
+          begin();
+          show(decoder.push(token));
+        });
+    begin();
     show(decoder.finish() + "\n");
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     log::info("{} tokens in {:.2f} s, {:.1f} tokens/s", added.size(), seconds, static_cast<double>(added.size()) / seconds);

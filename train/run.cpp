@@ -54,13 +54,26 @@ std::string starting_checkpoint(Communicator& world, const RunRequest& request) 
 
 struct Start {
   RunConfig config;
+  std::string path;  // of the checkpoint; empty for a new model
   std::optional<CheckpointReader> reader;
 };
+
+bool finished(const TrainConfig& train, const RunState& state) {
+  return state.step >= train.steps || (train.max_tokens > 0 && state.tokens >= train.max_tokens);
+}
+
+/// Whether the run goes on from its own last checkpoint. Saving that again would give it a new identity, which no
+/// checkpoint grown from it knows.
+bool nothing_left(const Start& start) {
+  return start.reader && start.reader->info().retention == Retention::stage_end &&
+         start.path == start.config.run.dir + "/" + checkpoint_name(start.reader->info().step) &&
+         finished(start.config.train, load_state(*start.reader));
+}
 
 /// Decides what the run is and checks that configuration, checkpoint and dataset belong together.
 Start prepare_start(Communicator& world, const RunRequest& request, const TokenDataset& dataset) {
   Start start;
-  const std::string path = starting_checkpoint(world, request);
+  const std::string path = start.path = starting_checkpoint(world, request);
   if (path.empty()) {
     start.config = request.asked.config;
     adopt_vocab(start.config, dataset.vocab(), dataset.path());
@@ -69,7 +82,7 @@ Start prepare_start(Communicator& world, const RunRequest& request, const TokenD
     const RunConfig before = parse_config(start.reader->config(), path).config;
     start.config = resumed(before, request.asked);
     if (start.reader->tokenizer().fingerprint != dataset.tokenizer().fingerprint()) {
-      throw DataError("{} was made with another tokenizer than {}; prepare the text again with the tokenizer of the data that {} was trained on (tf_prepare --tokenizer)",
+      throw DataError("{} was made with another tokenizer than {}; prepare the text again with --tokenizer {}",
                       dataset.path(), path, path);
     }
     const std::string trained_on = load_state(*start.reader).dataset_fingerprint;
@@ -93,7 +106,8 @@ std::size_t activation_bytes(const RunConfig& config, const ShardPlan& plan, int
   const std::int64_t c = plan.heads.count(tp_rank) * m.head_dim();
   const std::int64_t layer = m.dim /* u */ + 3 * c /* qkv */ + c /* heads */ +
                              (plan.heads.ranks() > 1 ? m.dim : 0) /* gathered heads */ + 3 * m.dim /* h, u, h */ + tokens +
-                             plan.heads.count(tp_rank) + 9;
+                             plan.heads.count(tp_rank) + 9 +
+                             (m.norm == PattentionNorm::l2_norm_gelu ? 0 : 3 * c + 2 * m.dim + 5) /* not normalized yet */;
   const std::int64_t vocab = plan.vocab.count(tp_rank);
   const std::int64_t chunk = std::min(rows, std::clamp<std::int64_t>((std::int64_t{1} << 24) / vocab / 64 * 64, 64, 1024));
   const std::int64_t elements = rows * (m.layers * layer + m.dim) + 2 * rows * m.dim + chunk * vocab;
@@ -104,9 +118,7 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
   std::string text = "memory per rank, MiB (tp rank: weights + gradients + moments + activations of a micro-batch)\n";
   const auto mib = [](double bytes) { return bytes / (1 << 20); };
   const double size = static_cast<double>(size_of(config.train.dtype));
-  const ShardBorders sequences = ShardBorders::even(config.train.batch, mesh.dp, "train.batch");
-  const std::int64_t micro =
-      config.train.micro_batch > 0 ? std::min(config.train.micro_batch, sequences.count(0)) : sequences.count(0);
+  const std::int64_t micro = micro_batch(config, deal_sequences(config, mesh.dp).count(0));
   for (int r = 0; r < mesh.tp; ++r) {
     std::int64_t held = plan.vocab.count(r) * config.model.dim + 2 * config.model.dim;
     for (const ShardBorders& borders : plan.tokens) held += config.model.layers * borders.count(r) * 2 * config.model.dim;
@@ -173,6 +185,10 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   const TokenDataset dataset(request.asked.config.data.path);
   Start start = prepare_start(world, request, dataset);
   const RunConfig config = start.config;
+  if (nothing_left(start)) {
+    log::info("{} is the end of the run: nothing is left to do", start.path);
+    return ExitCode::done;
+  }
   Mesh mesh = Mesh::create(world, static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
   Allocator allocator;
   Stream stream;
@@ -193,13 +209,15 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     std::error_code error;
     std::filesystem::create_directories(config.run.dir, error);
     if (error) throw ResourceError("cannot make run.dir = \"{}\": {}", config.run.dir, error.message());
+    for (const std::string& left : remove_temporaries(config.run.dir)) log::info("removed {}, left by a killed save", left);
     journal.emplace(config, trainer->state().step);
   }
   log::info("{}", version_text());
   log::info("{} parameters, {} ranks as dp {} x tp {}, {} threads a rank, {} tokens a step", config.model.parameters(),
             world.size(), mesh.dp, mesh.tp, threads, config.train.batch * config.seq());
 
-  const EvalOptions eval_options{0, config.model.max_seq, std::max<std::int64_t>(config.train.batch / mesh.dp, 1),
+  // As many windows at a time as sequences in training: evaluation takes no more memory.
+  const EvalOptions eval_options{0, config.model.max_seq, micro_batch(config, deal_sequences(config, mesh.dp).count(0)),
                                  config.train.eval_tokens};
   const auto evaluate = [&] {
     const EvalResult result = trainer->evaluate(Split::validation, eval_options);
@@ -237,12 +255,9 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   };
   traffic = comm_traffic();
   bool evaluated = false;
-  const auto finished = [&] {
-    const RunState& s = trainer->state();
-    return s.step >= config.train.steps || (config.train.max_tokens > 0 && s.tokens >= config.train.max_tokens);
-  };
+  const auto at_end = [&] { return finished(config.train, trainer->state()); };
   bool out_of_time = false;
-  while (!finished() && !out_of_time) {
+  while (!at_end() && !out_of_time) {
     const Clock::time_point before = Clock::now();
     const StepResult result = trainer->step();
     const double seconds = seconds_since(before);
@@ -287,11 +302,11 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
       evaluated = true;
     }
     // While updates are being skipped the last good checkpoint stays the last.
-    if (bad_steps == 0 && config.run.save_every > 0 && state.step % config.run.save_every == 0 && !finished()) {
+    if (bad_steps == 0 && config.run.save_every > 0 && state.step % config.run.save_every == 0 && !at_end()) {
       save(Retention::rolling);
     }
   }
-  if (bad_steps == 0) save(finished() ? Retention::stage_end : Retention::rolling);
+  if (bad_steps == 0) save(at_end() ? Retention::stage_end : Retention::rolling);
   if (!evaluated && config.train.eval_every > 0) evaluate();
   if (journal) {
     const MemoryReport& memory = allocator.report();
@@ -302,7 +317,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     }
     log::info("peak tensor memory, MiB: {}all {:.1f}", peaks, static_cast<double>(memory.total_peak) / (1 << 20));
   }
-  if (out_of_time && !finished()) {
+  if (out_of_time && !at_end()) {
     log::info("train.max_time is over at step {} of {}; run again to go on", trainer->state().step, config.train.steps);
     return ExitCode::requeue;
   }

@@ -8,17 +8,17 @@
 
 namespace tforge {
 
-namespace {
-
 ShardBorders deal_sequences(const RunConfig& config, int dp) {
+  if (config.train.batch < dp) {
+    throw ConfigError("train.batch = {} gives some of {} data-parallel ranks no sequence; use a batch of at least {}, or "
+                      "fewer ranks", config.train.batch, dp, dp);
+  }
   return ShardBorders::even(config.train.batch, dp, "train.batch");
 }
 
 std::int64_t micro_batch(const RunConfig& config, std::int64_t mine) {
   return config.train.micro_batch > 0 ? std::min(config.train.micro_batch, mine) : mine;
 }
-
-}  // namespace
 
 ShardPlan plan_shards(const RunConfig& config, int tp, const CheckpointReader* reader) {
   if (config.parallel.token_shards == TokenShards::even || reader == nullptr) return ShardPlan::even(config.model, tp);

@@ -28,6 +28,11 @@ struct StepResult {
   Update update = Update::applied;  // skipped: the loss or the gradients were not finite
 };
 
+/// The sequences of a batch dealt to dp ranks, as evenly as possible. Throws ConfigError when a rank would get none.
+ShardBorders deal_sequences(const RunConfig& config, int dp);
+/// How many of the `mine` sequences of a rank it computes at once.
+std::int64_t micro_batch(const RunConfig& config, std::int64_t mine);
+
 /// A model with its optimizer on this rank of the mesh. Allocator, stream, mesh and dataset outlive it.
 class Trainer {
  public:
