@@ -13,7 +13,9 @@
 #include "checkpoint/folder.h"
 #include "core/log.h"
 #include "core/version.h"
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
+#include "kernels/pattention.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/trainer.h"
@@ -97,9 +99,9 @@ Start prepare_start(Communicator& world, const RunRequest& request, const TokenD
   return start;
 }
 
-/// Bytes of activations of one micro-batch that a training step holds at its peak, after tokenformer.cpp: what the
-/// ops save for backward, and the gradients and logits of its last op.
-std::size_t activation_bytes(const RunConfig& config, const ShardPlan& plan, int tp_rank, std::int64_t rows) {
+/// Bytes of activations and workspace of one micro-batch that a training step holds at its peak, after
+/// tokenformer.cpp: what the ops save for backward, and what the head or the backward of a layer takes on top.
+std::size_t micro_batch_bytes(const RunConfig& config, const ShardPlan& plan, int tp_rank, std::int64_t rows) {
   const ModelConfig& m = config.model;
   std::int64_t tokens = 0;
   for (const ShardBorders& borders : plan.tokens) tokens += borders.count(tp_rank);
@@ -110,12 +112,19 @@ std::size_t activation_bytes(const RunConfig& config, const ShardPlan& plan, int
                              (m.norm == PattentionNorm::l2_norm_gelu ? 0 : 3 * c + 2 * m.dim + 5) /* not normalized yet */;
   const std::int64_t vocab = plan.vocab.count(tp_rank);
   const std::int64_t chunk = std::min(rows, std::clamp<std::int64_t>((std::int64_t{1} << 24) / vocab / 64 * 64, 64, 1024));
-  const std::int64_t elements = rows * (m.layers * layer + m.dim) + 2 * rows * m.dim + chunk * vocab;
+  std::int64_t workspace = kernels::attention_workspace(
+      {rows / config.seq(), plan.heads.count(tp_rank), config.seq(), config.seq(), config.seq()}, m.head_dim());
+  for (const ShardBorders& borders : plan.tokens) {
+    workspace = std::max(workspace,
+                         kernels::pattention_backward_workspace(rows, borders.count(tp_rank), m.dim, m.dim));
+  }
+  const std::int64_t saved = rows * (m.layers * layer + m.dim), gradients = 2 * rows * m.dim;
+  const std::int64_t elements = saved + gradients + std::max(chunk * vocab, workspace);
   return static_cast<std::size_t>(elements) * size_of(config.train.dtype);
 }
 
 std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Mesh& mesh) {
-  std::string text = "memory per rank, MiB (tp rank: weights + gradients + moments + activations of a micro-batch)\n";
+  std::string text = "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch)\n";
   const auto mib = [](double bytes) { return bytes / (1 << 20); };
   const double size = static_cast<double>(size_of(config.train.dtype));
   const std::int64_t micro = micro_batch(config, deal_sequences(config, mesh.dp).count(0));
@@ -123,7 +132,7 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
     std::int64_t held = plan.vocab.count(r) * config.model.dim + 2 * config.model.dim;
     for (const ShardBorders& borders : plan.tokens) held += config.model.layers * borders.count(r) * 2 * config.model.dim;
     const double weights = static_cast<double>(held) * size;
-    const double activations = static_cast<double>(activation_bytes(config, plan, r, micro * config.seq()));
+    const double activations = static_cast<double>(micro_batch_bytes(config, plan, r, micro * config.seq()));
     text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
                         mib(2 * weights), mib(activations), mib(4 * weights + activations));
   }
@@ -160,6 +169,8 @@ int threads_per_rank(Communicator& world, std::int64_t configured) {
 }
 
 std::string plan_text(Communicator& world, const RunRequest& request) {
+  // The kernels' workspace depends on the threads.
+  kernels::start_cpu_runtime(threads_per_rank(world, request.asked.config.run.threads));
   const TokenDataset dataset(request.asked.config.data.path);
   const Start start = prepare_start(world, request, dataset);
   const RunConfig& config = start.config;

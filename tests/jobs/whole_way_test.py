@@ -180,7 +180,9 @@ class Words(JobTest):
                   "train.steps=3", "train.eval_every=2", "run.save_every=0"]
         for number, (ranks, more) in enumerate([(1, []), (2, []), (2, ["parallel.tp=2"]), (1, ["train.micro_batch=2"]),
                                                 (1, ["model.norm=softmax"]), (2, ["model.norm=gelu_l2_norm", "parallel.tp=2"]),
-                                                (1, ["train.dtype=f64"])]):
+                                                (1, ["train.dtype=f64"]), (1, ["model.layers=1"]), (1, ["run.threads=2"]),
+                                                # evaluation of all windows at once would take far more than training
+                                                (1, ["train.micro_batch=1", "model.layers=1", "train.eval_tokens=0"])]):
             options = ["--config", "tiny.toml"]
             for setting in larger + more + [f"run.dir=memory{number}"]:
                 options += ["--set", setting]
