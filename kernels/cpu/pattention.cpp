@@ -326,7 +326,7 @@ class MixForward {
 
   /// P lives for kDepth tokens at a time. Returns the number of floored rows.
   std::int64_t block(std::int64_t first, std::int64_t rows) const {
-    T parameter[kMostRows];
+    T parameter[kMostRows] = {};
     T weight[kMostRows] = {};
     for (std::int64_t i = 0; i < rows; ++i) parameter[i] = row_parameter<T>(norm_, scale_, stat_, first + i);
     T* p = workspace_ + packed_size(n_, u_.columns) + omp_get_thread_num() * rows_per_block(u_.count) * kPitch;

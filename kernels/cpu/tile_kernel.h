@@ -19,7 +19,7 @@ void register_tile(std::int64_t k, const typename V::Scalar* a, std::int64_t a_r
 #pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) left[i] = right[i] = V::zero();
 #pragma GCC unroll 4
-  for (int g = 0; g < kGroups; ++g) group[g] = a + 3 * g * a_row;
+  for (int g = 0; g < kGroups; ++g) group[g] = a + std::int64_t{3} * g * a_row;
 #pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) {  // C arrives while the sums are made
     __builtin_prefetch(c + i * c_row, 1);
