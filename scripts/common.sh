@@ -36,7 +36,7 @@ python_with() {
 }
 
 # OpenBLAS 0.3.21 takes a processor newer than itself for one of 2004 and multiplies four times slower than it could.
-# It reads OPENBLAS_CORETYPE when it is loaded, so the variable must stand before a program starts.
+# Our programs see to it themselves; a peer needs OPENBLAS_CORETYPE, which OpenBLAS reads when it is loaded.
 choose_openblas_kernels() {
   local library=/usr/lib/x86_64-linux-gnu/openblas-openmp/libopenblas.so.0 core flags
   [[ -z ${OPENBLAS_CORETYPE:-} && -e $library && -r /proc/cpuinfo ]] || return 0

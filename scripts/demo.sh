@@ -51,7 +51,6 @@ scripts/setup.sh
 say "build"
 scripts/build.sh "$build"
 python=$(python_with h5py numpy matplotlib)
-choose_openblas_kernels
 out=${out#"$PWD"/}
 rm -rf "$out"
 mkdir -p "$out"

@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 packages=(
   build-essential cmake ninja-build ccache pkg-config git
   libopenblas-openmp-dev libopenmpi-dev openmpi-bin libhdf5-dev
-  libtomlplusplus-dev libboost-program-options-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libsentencepiece-dev
+  libtomlplusplus-dev libboost-program-options-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libsentencepiece-dev sentencepiece
   libgtest-dev libgmock-dev libbenchmark-dev
   bible-kjv bzip2 python3-h5py python3-numpy python3-matplotlib
 )

@@ -5,5 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 scripts/setup.sh
 scripts/build.sh build
-choose_openblas_kernels
 exec ctest --test-dir build --output-on-failure --no-tests=error -L 'quick|full' "$@"
