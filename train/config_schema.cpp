@@ -72,7 +72,7 @@ Field text(std::string key, Member member, Text need, std::string doc) {
 
 /// `names` in the order of the enumerators, which count from 0.
 template <class Member>
-Field choice(std::string key, Member member, std::vector<std::string> names, std::string doc) {
+Field choice(std::string key, Member member, const std::vector<std::string>& names, std::string doc) {
   using E = std::remove_cvref_t<decltype(member(std::declval<RunConfig&>()))>;
   Field f{std::move(key), FieldType::choice, std::move(doc), names, "", {}, {}, {}};
   f.get = [member, names](const RunConfig& c) { return FieldValue(names[static_cast<std::size_t>(member(c))]); };
