@@ -15,7 +15,8 @@ struct PrepareOptions {
   Corpus corpus;
   std::string output;
   ExistingFile existing = ExistingFile::refuse;
-  /// "bytes"; "bpe" (trained here); a sentencepiece .model file; a token dataset or checkpoint (.h5) whose tokenizer is taken.
+  /// "bytes"; "bpe" (trained here); a sentencepiece .model file; a token dataset or checkpoint (.h5) whose tokenizer is
+  /// taken.
   std::string tokenizer = "bpe";
   std::int64_t vocab = 8192;                  // of a trained tokenizer
   std::int64_t tokenizer_bytes = 16'000'000;  // most text that it is trained on

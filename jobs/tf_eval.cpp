@@ -37,7 +37,8 @@ int main(int argc, char** argv) {
           "scored exactly once, with at least context - stride tokens of the document before it (or all there are); "
           "sums are taken in f64, and the result is the same on any number of ranks and for any batch.",
       .options = {{"checkpoint", "FILE", &checkpoint, "the model", Need::required},
-                  {"data", "FILE", &data, "token dataset written by tf_prepare with the model's tokenizer", Need::required},
+                  {"data", "FILE", &data, "token dataset written by tf_prepare with the model's tokenizer",
+                   Need::required},
                   {"split", "NAME", &split_name, "train, validation or test"},
                   {"context", "N", &options.context, "tokens of a window; 0: the trained length"},
                   {"stride", "N", &options.stride, "scored tokens from one window to the next; 0: half of the context"},

@@ -20,7 +20,8 @@ int main(int argc, char** argv) {
   const JobInfo info{
       .name = "tf_generate",
       .description =
-          "Continues a prompt with text sampled from a checkpoint, printing it as it comes. A key-value cache holds the "
+          "Continues a prompt with text sampled from a checkpoint, printing it as it comes. A key-value cache holds "
+          "the "
           "positions seen. At the length the model was trained on it stops with a message, or slides its window.",
       .options = {{"checkpoint", "FILE", &checkpoint, "the model", Need::required},
                   {"prompt", "TEXT", &prompt, "text to continue"},
@@ -33,8 +34,9 @@ int main(int argc, char** argv) {
                   {"slide", "", &slide, "past the trained length: keeps the last half of the window and goes on"},
                   {"no-cache", "", &no_cache, "computes every position anew for each token (to compare)"},
                   {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"}},
-      .examples = {"tf_generate --checkpoint run/step_00000400.h5 --prompt \"In the beginning\" --tokens 100",
-                   "tf_generate --checkpoint run/step_00000400.h5 --prompt \"And\" --temperature 0.8 --top-k 50 --seed 1"},
+      .examples =
+          {"tf_generate --checkpoint run/step_00000400.h5 --prompt \"In the beginning\" --tokens 100",
+           "tf_generate --checkpoint run/step_00000400.h5 --prompt \"And\" --temperature 0.8 --top-k 50 --seed 1"},
       .world_options = {},
   };
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
@@ -78,7 +80,8 @@ int main(int argc, char** argv) {
     begin();
     show(decoder.finish() + "\n");
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    log::info("{} tokens in {:.2f} s, {:.1f} tokens/s", added.size(), seconds, static_cast<double>(added.size()) / seconds);
+    log::info("{} tokens in {:.2f} s, {:.1f} tokens/s", added.size(), seconds,
+              static_cast<double>(added.size()) / seconds);
     if (static_cast<std::int64_t>(added.size()) < options.tokens) {
       log::warning("stopped at {} tokens, the length that the model was trained on; --slide goes on past it",
                    config.model.max_seq);

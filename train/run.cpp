@@ -41,8 +41,10 @@ std::string starting_checkpoint(Communicator& world, const RunRequest& request) 
     const auto latest = latest_checkpoint(run.dir);
     if (run.resume == "never") {
       if (latest) {
-        throw ConfigError("run.dir = \"{}\" holds {} already, and run.resume is \"never\"; choose another run.dir or "
-                          "run.resume = \"auto\"", run.dir, latest->path);
+        throw ConfigError(
+            "run.dir = \"{}\" holds {} already, and run.resume is \"never\"; choose another run.dir or "
+            "run.resume = \"auto\"",
+            run.dir, latest->path);
       }
       path = request.init.value_or("");
     } else if (run.resume == "auto") {
@@ -89,8 +91,10 @@ Start prepare_start(Communicator& world, const RunRequest& request, const TokenD
     }
     const std::string trained_on = load_state(*start.reader).dataset_fingerprint;
     if (trained_on != dataset.fingerprint() && request.dataset == DatasetChange::refuse) {
-      throw DataError("{} is not the dataset that {} was trained on (fingerprints {} and {}); --new-dataset goes on with "
-                      "it from its first sample", dataset.path(), path, dataset.fingerprint(), trained_on);
+      throw DataError(
+          "{} is not the dataset that {} was trained on (fingerprints {} and {}); --new-dataset goes on with "
+          "it from its first sample",
+          dataset.path(), path, dataset.fingerprint(), trained_on);
     }
     log::info("goes on from {} (step {})", path, start.reader->info().step);
     for (const std::string& line : diff(before, start.config)) log::info("changed: {}", line);
@@ -106,17 +110,17 @@ std::size_t micro_batch_bytes(const RunConfig& config, const ShardPlan& plan, in
   std::int64_t tokens = 0;
   for (const ShardBorders& borders : plan.tokens) tokens += borders.count(tp_rank);
   const std::int64_t c = plan.heads.count(tp_rank) * m.head_dim();
-  const std::int64_t layer = m.dim /* u */ + 3 * c /* qkv */ + c /* heads */ +
-                             (plan.heads.ranks() > 1 ? m.dim : 0) /* gathered heads */ + 3 * m.dim /* h, u, h */ + tokens +
-                             plan.heads.count(tp_rank) + 9 +
-                             (m.norm == PattentionNorm::l2_norm_gelu ? 0 : 3 * c + 2 * m.dim + 5) /* not normalized yet */;
+  const std::int64_t layer =
+      m.dim /* u */ + 3 * c /* qkv */ + c /* heads */ + (plan.heads.ranks() > 1 ? m.dim : 0) /* gathered heads */ +
+      3 * m.dim /* h, u, h */ + tokens + plan.heads.count(tp_rank) + 9 +
+      (m.norm == PattentionNorm::l2_norm_gelu ? 0 : 3 * c + 2 * m.dim + 5) /* not normalized yet */;
   const std::int64_t vocab = plan.vocab.count(tp_rank);
-  const std::int64_t chunk = std::min(rows, std::clamp<std::int64_t>((std::int64_t{1} << 24) / vocab / 64 * 64, 64, 1024));
+  const std::int64_t chunk =
+      std::min(rows, std::clamp<std::int64_t>((std::int64_t{1} << 24) / vocab / 64 * 64, 64, 1024));
   std::int64_t workspace = kernels::attention_workspace(
       {rows / config.seq(), plan.heads.count(tp_rank), config.seq(), config.seq(), config.seq()}, m.head_dim());
   for (const ShardBorders& borders : plan.tokens) {
-    workspace = std::max(workspace,
-                         kernels::pattention_backward_workspace(rows, borders.count(tp_rank), m.dim, m.dim));
+    workspace = std::max(workspace, kernels::pattention_backward_workspace(rows, borders.count(tp_rank), m.dim, m.dim));
   }
   const std::int64_t saved = rows * (m.layers * layer + m.dim), gradients = 2 * rows * m.dim;
   const std::int64_t elements = saved + gradients + std::max(chunk * vocab, workspace);
@@ -124,13 +128,15 @@ std::size_t micro_batch_bytes(const RunConfig& config, const ShardPlan& plan, in
 }
 
 std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Mesh& mesh) {
-  std::string text = "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch)\n";
+  std::string text =
+      "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch)\n";
   const auto mib = [](double bytes) { return bytes / (1 << 20); };
   const double size = static_cast<double>(size_of(config.train.dtype));
   const std::int64_t micro = micro_batch(config, deal_sequences(config, mesh.dp).count(0));
   for (int r = 0; r < mesh.tp; ++r) {
     std::int64_t held = plan.vocab.count(r) * config.model.dim + 2 * config.model.dim;
-    for (const ShardBorders& borders : plan.tokens) held += config.model.layers * borders.count(r) * 2 * config.model.dim;
+    for (const ShardBorders& borders : plan.tokens)
+      held += config.model.layers * borders.count(r) * 2 * config.model.dim;
     const double weights = static_cast<double>(held) * size;
     const double activations = static_cast<double>(micro_batch_bytes(config, plan, r, micro * config.seq()));
     text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
@@ -180,9 +186,9 @@ std::string plan_text(Communicator& world, const RunRequest& request) {
   text += fmt::format("\nparameters         {}\n", config.model.parameters());
   text += fmt::format("ranks              dp {} x tp {}\n", mesh.dp, mesh.tp);
   text += fmt::format("tokens per step    {}\n", config.train.batch * config.seq());
-  text += fmt::format("FLOPs per token    {:.4g} forward, {:.4g} training\n",
-                      config.model.forward_flops_per_token(config.seq()),
-                      config.model.train_flops_per_token(config.seq()));
+  text +=
+      fmt::format("FLOPs per token    {:.4g} forward, {:.4g} training\n",
+                  config.model.forward_flops_per_token(config.seq()), config.model.train_flops_per_token(config.seq()));
   text += fmt::format("FLOPs per step     {:.4g}\n", config.model.train_flops_per_token(config.seq()) *
                                                          static_cast<double>(config.train.batch * config.seq()));
   return text + memory_text(config, plan, mesh);
@@ -220,7 +226,8 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     std::error_code error;
     std::filesystem::create_directories(config.run.dir, error);
     if (error) throw ResourceError("cannot make run.dir = \"{}\": {}", config.run.dir, error.message());
-    for (const std::string& left : remove_temporaries(config.run.dir)) log::info("removed {}, left by a killed save", left);
+    for (const std::string& left : remove_temporaries(config.run.dir))
+      log::info("removed {}, left by a killed save", left);
     journal.emplace(config, trainer->state().step);
   }
   log::info("{}", version_text());
@@ -298,9 +305,10 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     }
     traffic = now;
     if (bad_steps >= config.train.max_bad_steps) {
-      throw DivergedError("{} updates in a row up to step {} had a non-finite loss or gradient; the last checkpoint in {} "
-                          "is from before them: lower train.lr or train.clip and resume",
-                          bad_steps, state.step, config.run.dir);
+      throw DivergedError(
+          "{} updates in a row up to step {} had a non-finite loss or gradient; the last checkpoint in {} "
+          "is from before them: lower train.lr or train.clip and resume",
+          bad_steps, state.step, config.run.dir);
     }
     if (config.train.max_time > 0) {
       // Rank 0's clock decides for all.

@@ -10,8 +10,10 @@ namespace tforge {
 
 ShardBorders deal_sequences(const RunConfig& config, int dp) {
   if (config.train.batch < dp) {
-    throw ConfigError("train.batch = {} gives some of {} data-parallel ranks no sequence; use a batch of at least {}, or "
-                      "fewer ranks", config.train.batch, dp, dp);
+    throw ConfigError(
+        "train.batch = {} gives some of {} data-parallel ranks no sequence; use a batch of at least {}, or "
+        "fewer ranks",
+        config.train.batch, dp, dp);
   }
   return ShardBorders::even(config.train.batch, dp, "train.batch");
 }
@@ -31,8 +33,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       mesh_(mesh),
       allocator_(allocator),
       stream_(stream),
-      model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
-             plan_shards(config, mesh.tp, nullptr)),
+      model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, nullptr)),
       optimizer_(allocator, model_.parameters()),
       sync_(*mesh.dp_comm, model_.parameters().gradients()),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
@@ -50,8 +51,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       mesh_(mesh),
       allocator_(allocator),
       stream_(stream),
-      model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
-             plan_shards(config, mesh.tp, &reader)),
+      model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, &reader)),
       optimizer_(allocator, model_.parameters()),
       sync_(*mesh.dp_comm, model_.parameters().gradients()),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),

@@ -42,10 +42,8 @@ Var square(Tape& tape, const Var& x, Fault fault) {
 std::string check(Fault fault) {
   Allocator allocator;
   Stream stream;
-  return grad_check(
-      allocator, stream,
-      [&](Tape& tape, std::span<const Var> in) { return square(tape, in[0], fault); },
-      {test::random(allocator, Shape{3, 4}, "x")});
+  return grad_check(allocator, stream, [&](Tape& tape, std::span<const Var> in) { return square(tape, in[0], fault); },
+                    {test::random(allocator, Shape{3, 4}, "x")});
 }
 
 TEST(GradCheck, PassesARightGradient) { EXPECT_EQ(check(Fault::none), ""); }
@@ -100,9 +98,8 @@ TEST(GradCheck, WantsF64) {
   Allocator allocator;
   Stream stream;
   const std::vector<float> one{1};
-  EXPECT_THROW(grad_check(
-                   allocator, stream, [](Tape&, std::span<const Var> in) { return in[0]; },
-                   {Tensor::of<float>(allocator, Shape{1}, one, Purpose::activations)}),
+  EXPECT_THROW(grad_check(allocator, stream, [](Tape&, std::span<const Var> in) { return in[0]; },
+                          {Tensor::of<float>(allocator, Shape{1}, one, Purpose::activations)}),
                DTypeError);
 }
 

@@ -79,11 +79,9 @@ TEST_F(OpGradient, Rotary) {
   Tensor cosine = Tensor::empty(allocator_, Shape{kSeq, 2}, DType::f64, Purpose::weights);
   Tensor sine = Tensor::empty(allocator_, Shape{kSeq, 2}, DType::f64, Purpose::weights);
   kernels::rotary_tables(stream_, 10.0, cosine.view(), sine.view());
-  EXPECT_EQ(check(
-                [&](Tape& tape, std::span<const Var> in) {
-                  return rotary(tape, gelu(tape, in[0]), cosine, sine, kHeads, kSeq);
-                },
-                {random(Shape{2 * kSeq, 3 * kHeads * kHeadDim}, "qkv")}),
+  EXPECT_EQ(check([&](Tape& tape,
+                      std::span<const Var> in) { return rotary(tape, gelu(tape, in[0]), cosine, sine, kHeads, kSeq); },
+                  {random(Shape{2 * kSeq, 3 * kHeads * kHeadDim}, "qkv")}),
             "");
 }
 

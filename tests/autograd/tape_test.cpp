@@ -60,13 +60,13 @@ TEST_F(TapeTest, OneValueReadByTwoOps) {
 TEST_F(TapeTest, SharedGradientThenAWriter) {
   const Parameter p(allocator, {1, 2}), q(allocator, {3, 4});
   const Var h = times(tape, p.var, 1);
-  const Var b = times(tape, h, 5);                   // writes to h after residual has shared its gradient with h and b
+  const Var b = times(tape, h, 5);  // writes to h after residual has shared its gradient with h and b
   const Var s = residual(tape, h, b);
   tape.backward(weighted_sum(tape, s, {1, 10}));
   EXPECT_EQ(p.grad(), (Values{6, 60}));
 
   const Var g = times(tape, q.var, 1), other = times(tape, q.var, 100);
-  const Var doubled = times(tape, g, 2);             // runs between the sharing and the other's reading
+  const Var doubled = times(tape, g, 2);  // runs between the sharing and the other's reading
   tape.backward(weighted_sum(tape, residual(tape, residual(tape, g, other), doubled), {1, 10}));
   EXPECT_EQ(q.grad(), (Values{103, 1030}));
 }
@@ -75,7 +75,7 @@ TEST_F(TapeTest, AWriterThenASharedGradient) {
   const Parameter p(allocator, {1, 2}), q(allocator, {3, 4});
   const Var h = times(tape, p.var, 1), k = times(tape, q.var, 1);
   const Var c = residual(tape, h, k);
-  const Var t = times(tape, h, 5);                   // backward writes to h before residual hands over its gradient
+  const Var t = times(tape, h, 5);  // backward writes to h before residual hands over its gradient
   tape.backward(weighted_sum(tape, residual(tape, c, t), {1, 10}));
   EXPECT_EQ(p.grad(), (Values{6, 60}));
   EXPECT_EQ(q.grad(), (Values{1, 10}));
@@ -135,7 +135,7 @@ TEST_F(TapeTest, HookFiresOnceAfterTheLastWriterOfATiedParameter) {
   Recorder hook;
   const Parameter tied(allocator, {1, 2}, &hook, 4), other(allocator, {3, 4}, &hook, 9);
   hook.watched = &tied;
-  const Var first = times(tape, tied.var, 2);         // as an embedding would
+  const Var first = times(tape, tied.var, 2);  // as an embedding would
   const Var middle = residual(tape, first, times(tape, other.var, 1));
   const Var last = residual(tape, middle, times(tape, tied.var, 5));  // as a tied head would
   tape.backward(weighted_sum(tape, last, {1, 10}));
@@ -352,10 +352,9 @@ TEST_F(TapeTest, HeadLossIsARootAndTheSameWithoutGradients) {
   const Values rows = values_of(head_nll(inference, Var(h), Var(table), targets, 0, identity_reducer()));
   EXPECT_EQ(rows[2], 0);
   EXPECT_EQ(rows[0] + rows[1] + rows[2] + rows[3] + rows[4], loss.nll_sum);
-  EXPECT_EQ(error_of<ShapeError>([&] {
-              head_nll(inference, Var(h), Var(table), targets.rows(0, 4), 0, identity_reducer());
-            }),
-            "head_cross_entropy: 4 targets for 5 rows");
+  EXPECT_EQ(
+      error_of<ShapeError>([&] { head_nll(inference, Var(h), Var(table), targets.rows(0, 4), 0, identity_reducer()); }),
+      "head_cross_entropy: 4 targets for 5 rows");
 }
 
 }  // namespace

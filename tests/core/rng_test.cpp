@@ -26,13 +26,14 @@ TEST(Philox, KnownAnswers) {
 TEST(Rng, BlockIsKeyedBySeedNameAndIndex) {
   const std::uint64_t seed = 0x0123456789abcdefULL, index = 0xfedcba9876543210ULL;
   const std::uint64_t fnv_of_a = 0xaf63dc4c8601ec8cULL;  // FNV-1a of "a", as its authors publish it
-  const Block want = philox4x32({0x76543210, 0xfedcba98, static_cast<std::uint32_t>(fnv_of_a),
-                                 static_cast<std::uint32_t>(fnv_of_a >> 32)},
-                                {0x89abcdef, 0x01234567});
+  const Block want = philox4x32(
+      {0x76543210, 0xfedcba98, static_cast<std::uint32_t>(fnv_of_a), static_cast<std::uint32_t>(fnv_of_a >> 32)},
+      {0x89abcdef, 0x01234567});
   const Rng rng(seed, "a");
   EXPECT_EQ(rng.bits(index), want[0]);
   const std::uint64_t low = std::uint64_t{want[0]} << 32 | want[1], high = std::uint64_t{want[2]} << 32 | want[3];
-  const double u = std::ldexp(static_cast<double>(low >> 11), -53), v = std::ldexp(static_cast<double>(high >> 11), -53);
+  const double u = std::ldexp(static_cast<double>(low >> 11), -53),
+               v = std::ldexp(static_cast<double>(high >> 11), -53);
   EXPECT_EQ(rng.uniform(index), u);
   EXPECT_NEAR(rng.normal(index), std::sqrt(-2 * std::log(u + 0x1p-53)) * std::cos(2 * std::acos(-1.0) * v), 1e-14);
   EXPECT_EQ(rng.below(index, std::uint64_t{1} << 32), want[0]);

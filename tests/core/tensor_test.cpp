@@ -98,7 +98,10 @@ TEST_F(TensorTest, RangesAndShapesAreChecked) {
   EXPECT_THROW(t.rows(-1, 2), ShapeError);
   EXPECT_THROW(t.rows(0, -1), ShapeError);
   EXPECT_THROW(counted(Shape{}).rows(0, 1), ShapeError);
-  EXPECT_EQ(error_of<ShapeError>([&] { t.reshaped(Shape{5, 3}); }), "a tensor of shape [4, 3] cannot take shape [5, 3]");
+  EXPECT_EQ(error_of<ShapeError>([&] {
+              t.reshaped(Shape{5, 3});
+            }),
+            "a tensor of shape [4, 3] cannot take shape [5, 3]");
 }
 
 TEST_F(TensorTest, UniqueUntilShared) {
