@@ -68,8 +68,8 @@ TEST_P(ZeroKey, KeepsTheOutputOfATrainedModel) {
   EXPECT_GT(public_change, 1e-2);
 
   Mesh all = Mesh::create(test_world(), 1, test_world().size());
-  const double sharded_change = change(logits_of(lab, lab.path("grown"), all, allocator),
-                                       logits_of(lab, lab.path("old"), all, allocator));
+  const double sharded_change =
+      change(logits_of(lab, lab.path("grown"), all, allocator), logits_of(lab, lab.path("old"), all, allocator));
   EXPECT_LE(sharded_change, dtype == DType::f64 ? 1e-12 : 1e-5);
   if (test_world().rank() == 0) {
     std::printf("change of logits: zero-key 0 on one rank, %.2g on 1x%d; public rule %.2g\n", sharded_change,
@@ -105,8 +105,8 @@ TEST(Mirror, IsExactWhenTheCountDoubles) {
 TEST(Expand, SameParametersOnAnyNumberOfRanks) {
   const Lab lab;
   train_and_save(lab, odd_config(lab, DType::f32, PattentionNorm::l2_norm_gelu), 5, lab.path("old"));
-  for (const GrowthRule rule : {GrowthRule::zero_key, GrowthRule::public_code, GrowthRule::random_key_zero_value,
-                                GrowthRule::mirror}) {
+  for (const GrowthRule rule :
+       {GrowthRule::zero_key, GrowthRule::public_code, GrowthRule::random_key_zero_value, GrowthRule::mirror}) {
     const std::string name(name_of(rule));
     ExpandRequest request = request_of(lab.path("old"), lab.path("one_" + name), rule);
     request.noise = rule == GrowthRule::mirror ? 0.01 : 0;
@@ -123,14 +123,16 @@ TEST(Expand, KeepsOldRowsMomentsAndAges) {
   const RunConfig config = odd_config(lab, DType::f32, PattentionNorm::l2_norm_gelu);
   train_and_save(lab, config, 5, lab.path("old"));
   expand_alone(request_of(lab.path("old"), lab.path("grown")));
-  const CheckpointReader old = CheckpointReader::open(lab.path("old")), grown = CheckpointReader::open(lab.path("grown"));
+  const CheckpointReader old = CheckpointReader::open(lab.path("old")),
+                         grown = CheckpointReader::open(lab.path("grown"));
   ASSERT_EQ(old.tensors().size(), grown.tensors().size());
   int grew = 0;
   for (const CheckpointReader::Tensor& t : old.tensors()) {
     const CheckpointReader::Tensor& now = grown.tensor(t.path);
     const std::int64_t rows = t.shape.rank() == 1 ? 1 : t.shape.rows(), width = t.shape.elements() / rows;
     const std::int64_t rows_now = now.shape.rank() == 1 ? 1 : now.shape.rows();
-    std::vector<float> before(static_cast<std::size_t>(rows * width)), after(static_cast<std::size_t>(rows_now * width));
+    std::vector<float> before(static_cast<std::size_t>(rows * width)),
+        after(static_cast<std::size_t>(rows_now * width));
     old.read_rows(t.path, 0, rows, DType::f32, before.data());
     grown.read_rows(t.path, 0, rows_now, DType::f32, after.data());
     EXPECT_EQ(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)), 0) << t.path;

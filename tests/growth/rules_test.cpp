@@ -54,8 +54,8 @@ class GrowthRules : public ::testing::Test {
 };
 
 TEST_F(GrowthRules, OldRowsAreKeptByEveryRule) {
-  for (const GrowthRule rule : {GrowthRule::zero_key, GrowthRule::public_code, GrowthRule::random_key_zero_value,
-                                GrowthRule::mirror}) {
+  for (const GrowthRule rule :
+       {GrowthRule::zero_key, GrowthRule::public_code, GrowthRule::random_key_zero_value, GrowthRule::mirror}) {
     EXPECT_EQ(old_part(grown(plan(rule), Role::keys)), old_rows()) << name_of(rule);
     EXPECT_EQ(old_part(grown(plan(rule), Role::values)), old_rows()) << name_of(rule);
   }

@@ -49,7 +49,8 @@ class AfterGrowth : public ::testing::Test {
     const std::int64_t first = which == Rows::old_ones ? 0 : held;
     const std::int64_t rows = which == Rows::old_ones ? held : p.rows - held;
     Snapshot s;
-    if (rows > 0) s = {rows_of(p.value(), first, rows), rows_of(state.m, first, rows), rows_of(state.v, first, rows), {}};
+    if (rows > 0)
+      s = {rows_of(p.value(), first, rows), rows_of(state.m, first, rows), rows_of(state.v, first, rows), {}};
     for (const AgeSegment& segment : state.segments) {
       if ((segment.stage == 0) == (which == Rows::old_ones)) s.segments.push_back(segment);
     }
@@ -57,7 +58,8 @@ class AfterGrowth : public ::testing::Test {
   }
   std::vector<Snapshot> snapshots(TinyRun& run, Rows which) const {
     std::vector<Snapshot> all;
-    for (std::size_t i = 0; i < run.trainer.model().parameters().all().size(); ++i) all.push_back(snapshot(run, i, which));
+    for (std::size_t i = 0; i < run.trainer.model().parameters().all().size(); ++i)
+      all.push_back(snapshot(run, i, which));
     return all;
   }
   /// All values held here that belong to `which`, one after another.

@@ -17,7 +17,8 @@ double scored_one_by_one(TinyRun& run, const TokenSplit& split, std::int64_t con
     const auto last = static_cast<std::int64_t>(document.tokens) - 1;
     for (std::int64_t t = 1; t <= last; ++t) {
       const std::int64_t windows = t <= context ? 0 : (t - context + stride - 1) / stride;
-      const std::int64_t end = std::min(last, context + windows * stride), begin = std::max<std::int64_t>(0, end - context);
+      const std::int64_t end = std::min(last, context + windows * stride),
+                         begin = std::max<std::int64_t>(0, end - context);
       EXPECT_TRUE(t - begin >= context - stride || begin == 0);
       const std::int64_t n = t - begin;  // what follows the token does not matter to it
       Tensor tokens = Tensor::empty(run.allocator, Shape{n}, DType::i32, Purpose::activations);
@@ -35,7 +36,8 @@ double scored_one_by_one(TinyRun& run, const TokenSplit& split, std::int64_t con
 
 std::int64_t targets_of(const TokenSplit& split) {
   std::int64_t targets = 0;
-  for (std::uint64_t d = 0; d < split.documents(); ++d) targets += static_cast<std::int64_t>(split.document(d).tokens) - 1;
+  for (std::uint64_t d = 0; d < split.documents(); ++d)
+    targets += static_cast<std::int64_t>(split.document(d).tokens) - 1;
   return targets;
 }
 
@@ -96,8 +98,8 @@ TEST(Evaluate, UniformModel) {
   EXPECT_EQ(result.bytes, bytes);
   EXPECT_EQ(result.words, words);
   EXPECT_NEAR(result.bits_per_byte(), 8.0 * static_cast<double>(result.tokens) / static_cast<double>(bytes), 1e-12);
-  EXPECT_NEAR(std::log(result.word_perplexity()), std::log(256.0) * static_cast<double>(result.tokens) /
-                                                      static_cast<double>(words), 1e-9);
+  EXPECT_NEAR(std::log(result.word_perplexity()),
+              std::log(256.0) * static_cast<double>(result.tokens) / static_cast<double>(words), 1e-9);
 }
 
 TEST(Evaluate, StopsAfterAboutSoManyTokens) {
@@ -113,7 +115,9 @@ TEST(Evaluate, StopsAfterAboutSoManyTokens) {
 TEST(Evaluate, Refusals) {
   const Lab lab;
   TinyRun run(lab.config(DType::f32), lab, alone());
-  const auto with = [&](const EvalOptions& options) { return [&, options] { run.trainer.evaluate(Split::test, options); }; };
+  const auto with = [&](const EvalOptions& options) {
+    return [&, options] { run.trainer.evaluate(Split::test, options); };
+  };
   expect_error<ConfigError>(with({33, 0, 8, 0}), "a context of 33 tokens for a model trained on 32");
   expect_error<ConfigError>(with({16, 17, 8, 0}), "a stride of 17 tokens skips some in a context of 16");
   expect_error<ConfigError>(with({16, 8, 0, 0}), "a batch of 0 windows");

@@ -127,8 +127,8 @@ class SampleToken : public ::testing::Test {
     return share;
   }
   std::int32_t draw(const std::vector<double>& logits, const SamplingOptions& options, std::uint64_t position = 0) {
-    const Tensor t = Tensor::of<double>(allocator_, Shape{static_cast<std::int64_t>(logits.size())}, logits,
-                                        Purpose::activations);
+    const Tensor t =
+        Tensor::of<double>(allocator_, Shape{static_cast<std::int64_t>(logits.size())}, logits, Purpose::activations);
     return sample_token(t.view(), options, position);
   }
   static void expect_shares(const std::vector<double>& got, const std::vector<double>& want) {

@@ -56,7 +56,8 @@ TEST(Layouts, AllNormalisations) {
     const auto want = train(reference.trainer, 6);
     for (const auto& layout : layouts()) {
       TinyRun run(config, lab, mesh_of(layout));
-      expect_agreement(train(run.trainer, 6), want, 1e-10, 6, 1e-9, fmt::format("{} {}", text_of(layout), name_of(norm)));
+      expect_agreement(train(run.trainer, 6), want, 1e-10, 6, 1e-9,
+                       fmt::format("{} {}", text_of(layout), name_of(norm)));
     }
   }
 }
@@ -220,8 +221,11 @@ TEST(AppendedShards, RefusedWhenAnAddedRankWouldOwnNothing) {
   RunConfig config = lab.config(DType::f32);
   train_and_save(lab, config, 1, lab.path("small"));
   config.parallel.token_shards = TokenShards::append;
-  expect_error<ConfigError>([&] { TinyRun(config, lab, mesh_of({1, test_world().size()}), lab.path("small")); },
-                            "model.tokens.query");
+  expect_error<ConfigError>(
+      [&] {
+        TinyRun(config, lab, mesh_of({1, test_world().size()}), lab.path("small"));
+      },
+      "model.tokens.query");
 }
 
 }  // namespace

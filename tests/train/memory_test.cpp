@@ -14,7 +14,8 @@ thread_local std::uint64_t requests = 0;
 
 void* counted(std::size_t bytes, std::size_t alignment) {
   if (counting) ++requests;
-  void* memory = std::aligned_alloc(alignment, (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
+  void* memory =
+      std::aligned_alloc(alignment, (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
