@@ -10,13 +10,13 @@ struct Grad::Slot {
   int references = 0;
   Shape shape;
   DType dtype = DType::f32;
-  Tensor gradient;        // permanent for a parameter
+  Tensor gradient;  // permanent for a parameter
   bool permanent = false;
   bool written = false;
-  int pending_uses = 0;   // recorded nodes that will still write here
+  int pending_uses = 0;  // recorded nodes that will still write here
   GradHook* hook = nullptr;
   int parameter_id = -1;
-  Tape* pool = nullptr;   // where the slot goes back to; null for a parameter
+  Tape* pool = nullptr;  // where the slot goes back to; null for a parameter
 };
 
 Grad::Grad(Slot* slot) : slot_(slot) {

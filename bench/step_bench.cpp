@@ -19,7 +19,8 @@
 using namespace tforge;
 
 int main(int argc, char** argv) {
-  std::int64_t dim = 128, layers = 4, heads = 4, tokens_attn = 128, tokens_ffn = 512, vocab = 256, seq = 256, batch = 16;
+  std::int64_t dim = 128, layers = 4, heads = 4, tokens_attn = 128, tokens_ffn = 512, vocab = 256, seq = 256,
+               batch = 16;
   std::int64_t steps = 8, warmup = 2, threads = 2, tp = 1;
   const JobInfo info{.name = "step_bench",
                      .description = "Times a training step on random tokens.",
@@ -84,13 +85,13 @@ int main(int argc, char** argv) {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     if (world.rank() == 0) {
-      std::printf("{\"what\": \"tokenforge\", \"parameters\": %lld, \"ranks\": %d, \"tokens_per_s\": %.1f, "
-                  "\"ms_per_step\": %.3f, \"ms_min\": %.3f, \"ms_max\": %.3f, \"peak_rss_mb\": %.1f, "
-                  "\"peak_tensor_mb\": %.1f}\n",
-                  static_cast<long long>(config.parameters()), world.size(),
-                  static_cast<double>(batch * seq) / median * 1e3, median, milliseconds.front(), milliseconds.back(),
-                  static_cast<double>(usage.ru_maxrss) / 1e3,
-                  static_cast<double>(allocator.report().total_peak) / 1e6);
+      std::printf(
+          "{\"what\": \"tokenforge\", \"parameters\": %lld, \"ranks\": %d, \"tokens_per_s\": %.1f, "
+          "\"ms_per_step\": %.3f, \"ms_min\": %.3f, \"ms_max\": %.3f, \"peak_rss_mb\": %.1f, "
+          "\"peak_tensor_mb\": %.1f}\n",
+          static_cast<long long>(config.parameters()), world.size(), static_cast<double>(batch * seq) / median * 1e3,
+          median, milliseconds.front(), milliseconds.back(), static_cast<double>(usage.ru_maxrss) / 1e3,
+          static_cast<double>(allocator.report().total_peak) / 1e6);
     }
     return ExitCode::done;
   });

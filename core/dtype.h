@@ -54,13 +54,21 @@ DType dtype_from_name(std::string_view name);
 template <class T>
 struct dtype_of;
 template <>
-struct dtype_of<float> { static constexpr DType value = DType::f32; };
+struct dtype_of<float> {
+  static constexpr DType value = DType::f32;
+};
 template <>
-struct dtype_of<double> { static constexpr DType value = DType::f64; };
+struct dtype_of<double> {
+  static constexpr DType value = DType::f64;
+};
 template <>
-struct dtype_of<bf16> { static constexpr DType value = DType::bf16; };
+struct dtype_of<bf16> {
+  static constexpr DType value = DType::bf16;
+};
 template <>
-struct dtype_of<std::int32_t> { static constexpr DType value = DType::i32; };
+struct dtype_of<std::int32_t> {
+  static constexpr DType value = DType::i32;
+};
 
 /// Calls `f(T{})` with the C++ type of a floating-point compute dtype (f32 or f64).
 /// Throws DTypeError naming `op` for any other.

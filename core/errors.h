@@ -11,15 +11,15 @@ namespace tforge {
 
 enum class ExitCode : int {
   done = 0,
-  differs = 1,           // a comparison that was asked for is over its tolerance
-  bad_input = 2,         // usage, configuration or input data
-  no_resources = 3,      // disk, memory, ranks, devices
-  damaged = 4,           // damaged checkpoint
-  requeue = 10,          // saved, requeue me
-  diverged = 11,         // the loss or the gradients stayed non-finite
-  hang = 12,             // a collective did not finish in time
-  crash_loop = 13,       // restarts without progress
-  internal = 70,         // a defect of TokenForge itself
+  differs = 1,       // a comparison that was asked for is over its tolerance
+  bad_input = 2,     // usage, configuration or input data
+  no_resources = 3,  // disk, memory, ranks, devices
+  damaged = 4,       // damaged checkpoint
+  requeue = 10,      // saved, requeue me
+  diverged = 11,     // the loss or the gradients stayed non-finite
+  hang = 12,         // a collective did not finish in time
+  crash_loop = 13,   // restarts without progress
+  internal = 70,     // a defect of TokenForge itself
 };
 
 class Error : public std::runtime_error {
@@ -32,14 +32,13 @@ class Error : public std::runtime_error {
 };
 
 /// One error class a kind; `ConfigError("train.lr is {}, want more than 0", lr)` formats its message with fmt.
-#define TFORGE_DEFINE_ERROR(Name, code)                                              \
-  class Name : public Error {                                                        \
-   public:                                                                           \
-    explicit Name(const std::string& message) : Error(code, message) {}              \
-    template <class First, class... Rest>                                            \
-    Name(fmt::format_string<First, Rest...> format, First&& first, Rest&&... rest)   \
-        : Error(code, fmt::format(format, std::forward<First>(first),                \
-                                  std::forward<Rest>(rest)...)) {}                   \
+#define TFORGE_DEFINE_ERROR(Name, code)                                                                \
+  class Name : public Error {                                                                          \
+   public:                                                                                             \
+    explicit Name(const std::string& message) : Error(code, message) {}                                \
+    template <class First, class... Rest>                                                              \
+    Name(fmt::format_string<First, Rest...> format, First&& first, Rest&&... rest)                     \
+        : Error(code, fmt::format(format, std::forward<First>(first), std::forward<Rest>(rest)...)) {} \
   }
 
 TFORGE_DEFINE_ERROR(UsageError, ExitCode::bad_input);         // command line

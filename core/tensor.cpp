@@ -43,8 +43,7 @@ Tensor Tensor::zeros(Allocator& allocator, const Shape& shape, DType dtype, Purp
 }
 
 std::byte* Tensor::address() const {
-  return storage_ == nullptr ? nullptr
-                             : storage_->data() + offset_ * static_cast<std::int64_t>(size_of(dtype_));
+  return storage_ == nullptr ? nullptr : storage_->data() + offset_ * static_cast<std::int64_t>(size_of(dtype_));
 }
 
 TensorView Tensor::view() { return {address(), dtype_, Device::cpu, shape_, shape_.columns()}; }

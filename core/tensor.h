@@ -60,11 +60,7 @@ struct BasicView {
   }
 
   // NOLINTNEXTLINE(google-explicit-constructor): what may be written may be read
-  operator BasicView<true>() const
-    requires(!kConst)
-  {
-    return {data, dtype, device, shape, row_stride};
-  }
+  operator BasicView<true>() const requires(!kConst) { return {data, dtype, device, shape, row_stride}; }
 
  private:
   Pointer offset(std::int64_t elements_) const {

@@ -23,9 +23,10 @@ void parse_tokens(const std::string& text, std::array<std::int64_t, 5>& tokens) 
     const std::size_t equals = item.find('=');
     std::int64_t count = 0;
     const char* const last = item.data() + item.size();
-    if (equals == std::string::npos ||
-        std::from_chars(item.data() + equals + 1, last, count).ptr != last || count < 1) {
-      throw UsageError("--tokens \"{}\": want GROUP=COUNT pairs like query=192,key=192,value=192,proj=192,ffn=768", text);
+    if (equals == std::string::npos || std::from_chars(item.data() + equals + 1, last, count).ptr != last ||
+        count < 1) {
+      throw UsageError("--tokens \"{}\": want GROUP=COUNT pairs like query=192,key=192,value=192,proj=192,ffn=768",
+                       text);
     }
     const std::string name = item.substr(0, equals);
     bool known = false;
@@ -49,18 +50,23 @@ int main(int argc, char** argv) {
   const JobInfo info{
       .name = "tf_expand",
       .description =
-          "Writes a larger checkpoint: more parameter tokens in the layer groups named, old ones untouched. A probe batch "
+          "Writes a larger checkpoint: more parameter tokens in the layer groups named, old ones untouched. A probe "
+          "batch "
           "runs before and after; zero-key growth that changes the logits by more than the bound is refused. Optimizer "
-          "moments and ages of old rows are kept, and a growth record is added. Any number of ranks gives the same file "
+          "moments and ages of old rows are kept, and a growth record is added. Any number of ranks gives the same "
+          "file "
           "content.",
       .options = {{"checkpoint", "FILE", &request.checkpoint, "the checkpoint to grow", Need::required},
                   {"output", "FILE", &request.output, "the grown checkpoint; must not exist", Need::required},
-                  {"tokens", "GROUP=COUNT,...", &tokens, "parameter tokens a layer after growth, for query, key, value, "
-                                                        "proj, ffn", Need::required},
+                  {"tokens", "GROUP=COUNT,...", &tokens,
+                   "parameter tokens a layer after growth, for query, key, value, "
+                   "proj, ffn",
+                   Need::required},
                   {"rule", "NAME", &rule, "zero-key (exact), public, random-key-zero-value or mirror"},
                   {"seed", "N", &seed, "of the new rows"},
                   {"noise", "SIGMA", &request.noise, "noise on old rows, as a fraction of each row's root mean square"},
-                  {"max-change", "X", &request.max_change, "bound of the probe for zero-key; 0: 1e-5 in f32, 1e-12 in f64"},
+                  {"max-change", "X", &request.max_change,
+                   "bound of the probe for zero-key; 0: 1e-5 in f32, 1e-12 in f64"},
                   {"probe", "N", &request.probe_sequences, "sequences of the probe batch"},
                   {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"}},
       .examples = {"tf_expand --checkpoint run/step_00000400.h5 --output grown.h5 --tokens "

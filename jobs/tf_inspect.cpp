@@ -40,8 +40,8 @@ bool print_comparison(const std::vector<TensorError>& errors, double tolerance) 
   for (const TensorError& e : errors) {
     // "hidden/0" -> hidden; "grads/sequential.2.attention.query.key_param_tokens" -> grads attention.query
     std::string name = e.name.substr(0, e.name.find('/'));
-    for (const char* part : {"attention.query", "attention.key", "attention.value", "attention.proj", "mlp", "norm",
-                             "word_embeddings"}) {
+    for (const char* part :
+         {"attention.query", "attention.key", "attention.value", "attention.proj", "mlp", "norm", "word_embeddings"}) {
       if (e.name.find(std::string(".") + part + ".") != std::string::npos) name += std::string(" ") + part;
     }
     auto found = std::ranges::find(groups, name, &Group::name);
@@ -62,15 +62,17 @@ bool print_comparison(const std::vector<TensorError>& errors, double tolerance) 
 
 void print_checkpoint(const CheckpointReader& reader) {
   const CheckpointInfo& info = reader.info();
-  std::printf("file        %s (%.1f MB, format %lld)\n", reader.path().c_str(), static_cast<double>(info.file_bytes) / 1e6,
-              static_cast<long long>(info.format));
+  std::printf("file        %s (%.1f MB, format %lld)\n", reader.path().c_str(),
+              static_cast<double>(info.file_bytes) / 1e6, static_cast<long long>(info.format));
   std::printf("uuid        %s\nparent      %s\ncreated     %s\nby          %s\n", info.uuid.c_str(),
               info.parent_uuid.empty() ? "none" : info.parent_uuid.c_str(), info.created.c_str(),
               info.code_version.c_str());
   std::printf("model       %s, step %lld%s\n", info.model_kind.c_str(), static_cast<long long>(info.step),
               info.retention == Retention::stage_end ? ", end of a stage" : "");
-  std::printf("tokenizer   %s, fingerprint %s\n", reader.tokenizer().kind.c_str(), reader.tokenizer().fingerprint.c_str());
-  for (const auto& [name, value] : reader.state()) std::printf("state       %s = %s\n", name.c_str(), text_of(value).c_str());
+  std::printf("tokenizer   %s, fingerprint %s\n", reader.tokenizer().kind.c_str(),
+              reader.tokenizer().fingerprint.c_str());
+  for (const auto& [name, value] : reader.state())
+    std::printf("state       %s = %s\n", name.c_str(), text_of(value).c_str());
 
   const RunConfig config = parse_config(reader.config(), reader.path()).config;
   std::printf("parameters  %lld\n", static_cast<long long>(config.model.parameters()));
@@ -86,12 +88,13 @@ void print_checkpoint(const CheckpointReader& reader) {
   }
   std::printf("\ngrowth history%s\n", reader.growth_history().empty() ? ": none" : "");
   for (const GrowthRecord& r : reader.growth_history()) {
-    std::printf("  stage %lld at step %lld (%lld tokens): %-5s %lld -> %lld, rule %s, seed %llu, scale %.6g -> %.6g, "
-                "probe change %.3g, parent %s, %s\n",
-                static_cast<long long>(r.stage), static_cast<long long>(r.step), static_cast<long long>(r.tokens),
-                r.layer_group.c_str(), static_cast<long long>(r.tokens_before), static_cast<long long>(r.tokens_after),
-                r.rule.c_str(), static_cast<unsigned long long>(r.seed), r.scale_before, r.scale_after, r.probe_error,
-                r.parent_uuid.c_str(), r.created.c_str());
+    std::printf(
+        "  stage %lld at step %lld (%lld tokens): %-5s %lld -> %lld, rule %s, seed %llu, scale %.6g -> %.6g, "
+        "probe change %.3g, parent %s, %s\n",
+        static_cast<long long>(r.stage), static_cast<long long>(r.step), static_cast<long long>(r.tokens),
+        r.layer_group.c_str(), static_cast<long long>(r.tokens_before), static_cast<long long>(r.tokens_after),
+        r.rule.c_str(), static_cast<unsigned long long>(r.seed), r.scale_before, r.scale_after, r.probe_error,
+        r.parent_uuid.c_str(), r.created.c_str());
   }
 }
 
@@ -143,7 +146,8 @@ int main(int argc, char** argv) {
       for (const CheckpointFile& file : files) {
         try {
           const CheckpointReader reader = CheckpointReader::open(world, file.path);
-          if (world.rank() == 0) std::printf("whole    %s  step %lld\n", file.path.c_str(), static_cast<long long>(file.step));
+          if (world.rank() == 0)
+            std::printf("whole    %s  step %lld\n", file.path.c_str(), static_cast<long long>(file.step));
         } catch (const CheckpointError& e) {
           if (world.rank() == 0) std::printf("damaged  %s\n", e.what());
           worst = ExitCode::damaged;

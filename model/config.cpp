@@ -61,8 +61,7 @@ double ModelConfig::forward_flops_per_token(std::int64_t seq) const {
   for (const TokenGroup group : kTokenGroups) tokens_a_layer += static_cast<double>(num_tokens(group));
   const auto d = static_cast<double>(dim);
   const double attention = 4 * (static_cast<double>(seq) + 1) / 2 * d;
-  return static_cast<double>(layers) * (2 * tokens_a_layer * (d + d) + attention) +
-         2 * d * static_cast<double>(vocab);
+  return static_cast<double>(layers) * (2 * tokens_a_layer * (d + d) + attention) + 2 * d * static_cast<double>(vocab);
 }
 
 }  // namespace tforge

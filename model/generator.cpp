@@ -14,7 +14,8 @@ namespace {
 void check(const SamplingOptions& options) {
   if (!(options.temperature >= 0)) throw ConfigError("temperature {}: want 0 or more", options.temperature);
   if (options.top_k < 0) throw ConfigError("top-k {}: want 0 (all) or more", options.top_k);
-  if (!(options.top_p > 0 && options.top_p <= 1)) throw ConfigError("top-p {}: want more than 0, at most 1", options.top_p);
+  if (!(options.top_p > 0 && options.top_p <= 1))
+    throw ConfigError("top-p {}: want more than 0, at most 1", options.top_p);
 }
 
 std::vector<double> as_doubles(ConstTensorView logits) {
@@ -64,7 +65,8 @@ std::vector<std::int32_t> generate(TokenFormer& model, Allocator& allocator, Str
   const std::int64_t limit = model.config().max_seq;
   if (prompt.empty()) throw ConfigError("generation needs a prompt of at least one token");
   if (static_cast<std::int64_t>(prompt.size()) > limit) {
-    throw ConfigError("the prompt has {} tokens, the model was trained on {}; shorten the prompt", prompt.size(), limit);
+    throw ConfigError("the prompt has {} tokens, the model was trained on {}; shorten the prompt", prompt.size(),
+                      limit);
   }
   Tape tape(allocator, stream, TapeMode::inference);
   KvCache cache = model.make_cache(1, limit);
@@ -82,7 +84,8 @@ std::vector<std::int32_t> generate(TokenFormer& model, Allocator& allocator, Str
       seen = 0;
     }
     const std::span<const std::int32_t> fresh = std::span<const std::int32_t>(window).subspan(seen);
-    const Tensor tokens = Tensor::of(allocator, Shape{static_cast<std::int64_t>(fresh.size())}, fresh, Purpose::activations);
+    const Tensor tokens =
+        Tensor::of(allocator, Shape{static_cast<std::int64_t>(fresh.size())}, fresh, Purpose::activations);
     const Tensor logits = model.extend(tape, tokens, cache);
     seen = window.size();
     const std::int32_t next = sample_token(logits.view(), options.sampling, added.size());

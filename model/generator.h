@@ -10,9 +10,9 @@
 namespace tforge {
 
 struct SamplingOptions {
-  double temperature = 1.0;    // 0: greedy, the most likely token (the lowest id of equals)
-  std::int64_t top_k = 0;      // keep the k most likely; 0: all
-  double top_p = 1.0;          // then keep the fewest that hold this much probability
+  double temperature = 1.0;  // 0: greedy, the most likely token (the lowest id of equals)
+  std::int64_t top_k = 0;    // keep the k most likely; 0: all
+  double top_p = 1.0;        // then keep the fewest that hold this much probability
   std::uint64_t seed = 0;
 };
 

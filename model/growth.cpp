@@ -118,8 +118,7 @@ double grown_scale(const GrowthPlan& plan, double old_scale, std::int64_t n_old,
     case GrowthRule::zero_key: return old_scale;
     case GrowthRule::public_code: return initial_scale(plan.norm, n_new);
     case GrowthRule::random_key_zero_value:
-    case GrowthRule::mirror:
-      return old_scale * (plan.norm == PattentionNorm::softmax ? ratio : std::sqrt(ratio));
+    case GrowthRule::mirror: return old_scale * (plan.norm == PattentionNorm::softmax ? ratio : std::sqrt(ratio));
   }
   return old_scale;
 }

@@ -18,8 +18,8 @@ enum class Placement : std::uint8_t { sharded, replicated };
 enum class Decay : std::uint8_t { yes, no };
 
 struct ParameterSpec {
-  std::string path;   // "layers.0.attention.query.keys"; stable, used in checkpoints
-  Shape shape;        // of the whole, rows x columns (or a vector)
+  std::string path;  // "layers.0.attention.query.keys"; stable, used in checkpoints
+  Shape shape;       // of the whole, rows x columns (or a vector)
   Placement placement = Placement::sharded;
   ShardBorders borders;  // rows of each tensor-parallel rank; unused when replicated
   Decay decay = Decay::yes;

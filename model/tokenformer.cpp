@@ -33,8 +33,7 @@ void split_heads_and_vocab(ShardPlan& plan, const ModelConfig& config, int tp) {
 ShardPlan ShardPlan::even(const ModelConfig& config, int tp) {
   ShardPlan plan;
   for (const TokenGroup group : kTokenGroups) {
-    plan.tokens[static_cast<std::size_t>(group)] =
-        ShardBorders::even(config.num_tokens(group), tp, plan_key(group));
+    plan.tokens[static_cast<std::size_t>(group)] = ShardBorders::even(config.num_tokens(group), tp, plan_key(group));
   }
   split_heads_and_vocab(plan, config, tp);
   return plan;

@@ -3,9 +3,8 @@
 //
 //   h0 = E[tokens]
 //   for each layer:  u = LN0(h)                                       LN0: LayerNorm without parameters
-//                    q, k, v = Patt_q(u), Patt_k(u), Patt_v(u);       rotary on the first rotary_dim of each head of q, k
-//                    h = h + Patt_proj(attention(q, k, v))
-//                    h = h + Patt_ffn(LN0(h))
+//                    q, k, v = Patt_q(u), Patt_k(u), Patt_v(u);       rotary on the first rotary_dim of each head of q,
+//                    k h = h + Patt_proj(attention(q, k, v)) h = h + Patt_ffn(LN0(h))
 //   logits = LN_final(h) E^T                                          tied head, LayerNorm with weight and bias
 //
 // Over the tensor-parallel axis: parameter tokens, attention heads and vocabulary rows are sharded by rows; hidden

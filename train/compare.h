@@ -9,8 +9,8 @@
 namespace tforge {
 
 struct TensorError {
-  std::string name;   // "hidden/0", "logits", "loss", "grads/<published name>"
-  double error = 0;   // max |ours - theirs| / max |theirs| over the whole tensor
+  std::string name;  // "hidden/0", "logits", "loss", "grads/<published name>"
+  double error = 0;  // max |ours - theirs| / max |theirs| over the whole tensor
 };
 
 /// Computes in `dtype` on the mesh: the file's sequences are dealt to the dp ranks (3 on 2: 2 and 1; the loss is the

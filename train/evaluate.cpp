@@ -12,7 +12,7 @@ namespace tforge {
 namespace {
 
 struct Window {
-  std::uint64_t first;   // input
+  std::uint64_t first;  // input
   std::int64_t inputs;
   std::int64_t skipped;  // leading targets that an earlier window has scored
 };
@@ -59,7 +59,8 @@ EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptio
   if (stride > context) throw ConfigError("a stride of {} tokens skips some in a context of {}", stride, context);
   if (options.batch < 1) throw ConfigError("a batch of {} windows: at least 1 is needed", options.batch);
   Plan plan = plan_windows(split, context, stride, options.max_tokens);
-  if (plan.totals.tokens == 0) throw DataError("{}: no document has two tokens, so nothing can be scored", split.name());
+  if (plan.totals.tokens == 0)
+    throw DataError("{}: no document has two tokens, so nothing can be scored", split.name());
 
   // Windows of like length go together, so that little is computed for padding.
   std::ranges::stable_sort(plan.windows, std::greater<>(), &Window::inputs);

@@ -21,13 +21,13 @@ struct EvalOptions {
 };
 
 struct EvalResult {
-  double nll_sum = 0;  // in nats, in f64
+  double nll_sum = 0;                                            // in nats, in f64
   std::int64_t tokens = 0, documents = 0, bytes = 0, words = 0;  // tokens: scored; bytes, words: of whole documents
 
   double nll() const { return nll_sum / static_cast<double>(tokens); }
   double token_perplexity() const;
-  double word_perplexity() const;   // exp(nll_sum / words)
-  double bits_per_byte() const;     // nll_sum / ln 2 / bytes
+  double word_perplexity() const;  // exp(nll_sum / words)
+  double bits_per_byte() const;    // nll_sum / ln 2 / bytes
 };
 
 /// Windows are dealt to the dp ranks; every rank returns the same result. Collective over the mesh.

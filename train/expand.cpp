@@ -98,7 +98,8 @@ ModelConfig grown_config(const ModelConfig& old, const ExpandRequest& request) {
     grows = grows || wanted > old.tokens[g];
     grown.tokens[g] = wanted;
   }
-  if (!grows) throw UsageError("nothing grows: ask for more tokens than {} has in at least one group", request.checkpoint);
+  if (!grows)
+    throw UsageError("nothing grows: ask for more tokens than {} has in at least one group", request.checkpoint);
   return grown;
 }
 
@@ -203,9 +204,10 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
         changes.push_back(relative_change(before.blocks[b], after.blocks[b]));
         if (changes[b] > changes[worst]) worst = b;
       }
-      throw UsageError("zero-key growth changed the probe's logits by {:.3g} of their largest, more than the bound {:.3g}; "
-                       "layer {} changed most ({:.3g}); nothing was written",
-                       result.probe_change, result.max_change, worst, changes[worst]);
+      throw UsageError(
+          "zero-key growth changed the probe's logits by {:.3g} of their largest, more than the bound {:.3g}; "
+          "layer {} changed most ({:.3g}); nothing was written",
+          result.probe_change, result.max_change, worst, changes[worst]);
     }
   }
 

@@ -16,8 +16,8 @@ struct ExpandRequest {
   std::array<std::int64_t, 5> tokens{};  // wanted by TokenGroup; 0 keeps a group as it is
   GrowthRule rule = GrowthRule::zero_key;
   std::uint64_t seed = 1;
-  double noise = 0;               // on old rows, relative (GrowthPlan::noise)
-  double max_change = 0;          // zero-key refuses when the probe changes more; 0: 1e-5 in f32, 1e-12 in f64
+  double noise = 0;       // on old rows, relative (GrowthPlan::noise)
+  double max_change = 0;  // zero-key refuses when the probe changes more; 0: 1e-5 in f32, 1e-12 in f64
   std::int64_t probe_sequences = 4;
 };
 

@@ -17,7 +17,8 @@ AdamW::AdamW(Allocator& allocator, ParameterSet& parameters) : parameters_(param
   std::int64_t offset = 0;
   for (const Parameter& p : parameters.all()) {
     const std::int64_t n = p.value().elements();
-    states_.push_back({m_.rows(offset, n).reshaped(p.value().shape()), v_.rows(offset, n).reshaped(p.value().shape()),
+    states_.push_back({m_.rows(offset, n).reshaped(p.value().shape()),
+                       v_.rows(offset, n).reshaped(p.value().shape()),
                        {AgeSegment{}}});
     offset += n;
   }

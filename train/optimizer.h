@@ -44,7 +44,7 @@ class AdamW {
   void update(Stream& stream, const TrainConfig& config, std::int64_t stage, double lr, double grad_scale);
 
  private:
-  struct Span {  // the part of a segment that is held here
+  struct Span {          // the part of a segment that is held here
     std::int64_t first;  // local row
     std::int64_t rows;
     std::size_t segment;

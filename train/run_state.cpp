@@ -108,8 +108,11 @@ CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer,
     if (p.spec.placement == Placement::sharded) tensor.attributes["shard_borders"] = p.spec.borders.borders;
     contents.tensors.push_back(std::move(tensor));
     for (const auto& [name, values] : {std::pair{"/m", moments.m}, std::pair{"/v", moments.v}}) {
-      contents.tensors.push_back({"optim/" + p.path() + name, model.dtype(), p.spec.shape,
-                                  blocks_of(p, values, mesh), {{"age_segments", flattened(moments.segments)}}});
+      contents.tensors.push_back({"optim/" + p.path() + name,
+                                  model.dtype(),
+                                  p.spec.shape,
+                                  blocks_of(p, values, mesh),
+                                  {{"age_segments", flattened(moments.segments)}}});
     }
   }
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
@@ -155,9 +158,9 @@ void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, Ad
     const std::string path = "optim/" + p.path();
     read_into(reader, path + "/m", p, state.m);
     read_into(reader, path + "/v", p, state.v);
-    state.segments = segments_from(
-        attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments"), p.spec.shape[0],
-        path);
+    state.segments =
+        segments_from(attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments"),
+                      p.spec.shape[0], path);
   }
 }
 

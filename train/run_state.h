@@ -17,12 +17,12 @@ namespace tforge {
 
 /// The counters of a run. All ranks hold the same.
 struct RunState {
-  std::int64_t step = 0;            // updates done or skipped
-  std::int64_t tokens = 0;          // training tokens seen
-  std::int64_t samples = 0;         // samples drawn: the sampler's position
-  std::int64_t schedule_start = 0;  // step at which the learning-rate schedule began
-  std::int64_t skipped_steps = 0;   // updates skipped for non-finite numbers, in all
-  std::int64_t growths_applied = 0; // growth records whose start-of-stage actions have happened
+  std::int64_t step = 0;             // updates done or skipped
+  std::int64_t tokens = 0;           // training tokens seen
+  std::int64_t samples = 0;          // samples drawn: the sampler's position
+  std::int64_t schedule_start = 0;   // step at which the learning-rate schedule began
+  std::int64_t skipped_steps = 0;    // updates skipped for non-finite numbers, in all
+  std::int64_t growths_applied = 0;  // growth records whose start-of-stage actions have happened
   std::string dataset_fingerprint;
 };
 

@@ -35,10 +35,10 @@ struct AttentionNode final : Node {
     Tensor gradient = tape.empty(qkv.shape(), qkv.dtype());
     const ConstTensorView x = static_cast<const Tensor&>(qkv).view();
     const TensorView dx = gradient.view();
-    kernels::causal_attention_backward(
-        tape.stream(), shape, x.column_range(0, c), x.column_range(c, c), x.column_range(2 * c, c),
-        static_cast<const Tensor&>(out).view(), static_cast<const Tensor&>(lse).view(), dy().read(),
-        dx.column_range(0, c), dx.column_range(c, c), dx.column_range(2 * c, c), workspace.view());
+    kernels::causal_attention_backward(tape.stream(), shape, x.column_range(0, c), x.column_range(c, c),
+                                       x.column_range(2 * c, c), static_cast<const Tensor&>(out).view(),
+                                       static_cast<const Tensor&>(lse).view(), dy().read(), dx.column_range(0, c),
+                                       dx.column_range(c, c), dx.column_range(2 * c, c), workspace.view());
     dqkv.adopt(tape, std::move(gradient));
   }
   Tensor qkv, out, lse;

@@ -11,8 +11,8 @@ struct EmbeddingNode final : Node {
       : tokens(std::move(tokens_)), rows(table.shape().rows()), first_row(first_row_), dtable(use(table)) {}
   void backward(Tape& tape) override {
     if (!dtable) return;
-    Tensor workspace = tape.empty(Shape{kernels::embedding_workspace(tokens.elements(), rows)}, DType::i32,
-                                  Purpose::workspace);
+    Tensor workspace =
+        tape.empty(Shape{kernels::embedding_workspace(tokens.elements(), rows)}, DType::i32, Purpose::workspace);
     const GradTarget to = dtable.target(tape);
     kernels::embedding_backward(tape.stream(), static_cast<const Tensor&>(tokens).view(), dy().read(), first_row,
                                 to.mode, to.view, workspace.view());

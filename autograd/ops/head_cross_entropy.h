@@ -11,8 +11,8 @@ struct HeadLoss {
   double nll_sum = 0;  // sum over rows of -log p(target), in f64; the same on every rank of the reducer
 };
 
-/// loss = weight * sum_t nll(h[t] table^T, targets[t]);  h [T, d] replicated, table [V here, d] a shard of the vocabulary
-/// that starts at row `first_row`, targets [T] i32 (global ids, < 0 ignored).
+/// loss = weight * sum_t nll(h[t] table^T, targets[t]);  h [T, d] replicated, table [V here, d] a shard of the
+/// vocabulary that starts at row `first_row`, targets [T] i32 (global ids, < 0 ignored).
 ///
 /// The gradients are computed chunk by chunk on the way forward, while the logits are at hand: dtable is written at
 /// once, dh is kept for backward (PARTIAL over the shards). The loss must therefore be the root of the backward pass;

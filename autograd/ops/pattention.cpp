@@ -47,10 +47,10 @@ struct PattentionNode final : Node {
     const Columns columns{groups, layers[0].values.shape().columns()};
     std::int64_t workspace_elements = 0;
     for (std::size_t g = 0; g < count; ++g) {
-      workspace_elements = std::max(
-          workspace_elements, kernels::pattention_backward_workspace(rows, layers[g].keys.shape().rows(),
-                                                                     layers[g].keys.shape().columns(),
-                                                                     layers[g].values.shape().columns()));
+      workspace_elements =
+          std::max(workspace_elements, kernels::pattention_backward_workspace(rows, layers[g].keys.shape().rows(),
+                                                                              layers[g].keys.shape().columns(),
+                                                                              layers[g].values.shape().columns()));
     }
     Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
@@ -156,8 +156,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   for (const PattentionTokens& l : layers) {
     if (l.values.shape().columns() != d_out) throw ShapeError("pattention: layers of a group differ in d_out");
     workspace_elements =
-        std::max(workspace_elements, kernels::pattention_forward_workspace(rows, l.keys.shape().rows(),
-                                                                           l.keys.shape().columns(), d_out));
+        std::max(workspace_elements,
+                 kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(), d_out));
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
   Tensor u = tape.empty(Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
@@ -212,9 +212,8 @@ Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, Patt
   Tensor y = tape.empty(Shape{u.shape().rows(), groups * columns.width}, u.dtype());
   for (std::size_t g = 0; g < scales.size(); ++g) {
     const auto i = static_cast<std::int64_t>(g);
-    tape.floored_rows +=
-        kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),
-                                       columns.weight(u.view(), i, norm), columns.values(y.view(), i));
+    tape.floored_rows += kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),
+                                                        columns.weight(u.view(), i, norm), columns.values(y.view(), i));
   }
   return tape.output(std::move(y), tape.record<RowNormalizeNode>(u, scales, norm));
 }
