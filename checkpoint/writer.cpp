@@ -129,6 +129,36 @@ CheckpointWriter::CheckpointWriter(Communicator& world, std::string path, const 
   });
 }
 
+namespace {
+
+/// At least the bytes of the file that lay_out() makes: data, row digests, and what HDF5 keeps for each object.
+std::uint64_t room_for(const CheckpointContents& contents) {
+  constexpr std::uint64_t kFile = 24 << 10, kObject = 2 << 10, kAttribute = 256, kPage = 4 << 10;
+  const auto attributes = [](const Attributes& all) {
+    std::uint64_t bytes = 0;
+    for (const auto& [name, value] : all) {
+      bytes += kAttribute + 2 * name.size();
+      std::visit(
+          [&](const auto& v) {
+            if constexpr (requires { v.size(); }) bytes += v.size() * sizeof(v[0]);
+          },
+          value);
+    }
+    return bytes;
+  };
+  std::uint64_t bytes = kFile + contents.config.size() + contents.tokenizer.bytes.size() + attributes(contents.state);
+  bytes += contents.growth_history.size() * 4 * kObject;
+  for (const CheckpointTensor& t : contents.tensors) {
+    const auto rows = static_cast<std::uint64_t>(t.shape.rows());
+    const std::uint64_t data = rows * row_bytes(t), digests = rows * sizeof(std::uint64_t);
+    bytes += data + digests + 2 * kObject + attributes(t.attributes) + 4 * t.path.size();
+    for (const std::uint64_t aligned : {data, digests}) bytes += aligned >= kPage ? kPage : 0;
+  }
+  return bytes;
+}
+
+}  // namespace
+
 /// Rank 0: creates the temporary with everything but the tensors' rows in it, and returns the offsets.
 std::string CheckpointWriter::lay_out(const CheckpointContents& contents) {
   if (existing_ == OnExisting::refuse && exists(manifest_path(path_))) {
@@ -137,6 +167,8 @@ std::string CheckpointWriter::lay_out(const CheckpointContents& contents) {
   info_.uuid = random_uuid();
   info_.created = timestamp();
   temporary_.emplace(path_);
+  // A disk without room shows here. HDF5 would find out when it closes the file, and then loses memory.
+  temporary_->file().reserve(room_for(contents));
   Hdf5File file = Hdf5File::create(temporary_->temporary());
 
   std::map<std::string, std::uint64_t> attribute_digests;
