@@ -38,9 +38,9 @@ std::string reason(const sentencepiece::util::Status& status) {
 
 /// The training samples cut into lines, and around each U+2581; then a line of one space, without which sentencepiece
 /// ends the process when a required character is not in the text.
-class Lines : public sentencepiece::SentenceIterator {
+class Lines final : public sentencepiece::SentenceIterator {
  public:
-  explicit Lines(std::span<const std::string> samples) : samples_(samples) { Next(); }
+  explicit Lines(std::span<const std::string> samples) : samples_(samples) { Lines::Next(); }
   bool done() const override { return done_; }
   const std::string& value() const override { return line_; }
   sentencepiece::util::Status status() const override { return {}; }
