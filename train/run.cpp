@@ -170,7 +170,8 @@ int threads_per_rank(Communicator& world, std::int64_t configured) {
   cpu_set_t set;
   CPU_ZERO(&set);
   const int cores = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  const auto neighbours = std::ranges::count(hosts, hosts[static_cast<std::size_t>(world.rank())]);
+  const auto neighbours =
+      std::max<std::ptrdiff_t>(std::ranges::count(hosts, hosts[static_cast<std::size_t>(world.rank())]), 1);
   return std::max(1, cores / static_cast<int>(neighbours));
 }
 
