@@ -186,7 +186,7 @@ TEST_P(PattentionGradient, OfInputKeysAndValues) {
   LonelyReducer lonely;
   Reducer& reducer = path == Path::fused ? identity_reducer() : lonely;
   EXPECT_EQ(check(
-                [&](Tape& tape, std::span<const Var> in) {
+                [&, norm = norm, result = result](Tape& tape, std::span<const Var> in) {
                   std::vector<PattentionTokens> tokens;
                   for (std::size_t g = 0; g < scales.size(); ++g) {
                     tokens.push_back({in[1 + 2 * g], in[2 + 2 * g], scales[g]});

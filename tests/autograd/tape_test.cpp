@@ -272,7 +272,7 @@ TEST_F(TapeTest, ResidualReusesAValueThatNobodyElseHolds) {
   const Var h(test::vector(allocator, {1, 2}));
   Var y(test::vector(allocator, {10, 20}));
   const void* place = y.view().data;
-  const Var kept = y;
+  const Var kept = y;  // NOLINT(performance-unnecessary-copy-initialization): a second holder is the point
   const Var fresh = residual(tape, h, y);
   EXPECT_NE(fresh.view().data, place);
   EXPECT_EQ(values_of(kept.value()), (Values{10, 20}));

@@ -56,7 +56,8 @@ std::string chapters(int count) {
   const auto lines = generated_lines(count * 5, 4);
   for (int i = 0; i < count; ++i) {
     text += fmt::format(" = Chapter {} = \n", i);
-    for (int j = 0; j < 5; ++j) text += lines[static_cast<std::size_t>(i * 5 + j)] + (j % 2 == 0 ? "\n" : "\r\n");
+    for (int j = 0; j < 5; ++j)
+      text += lines[static_cast<std::size_t>(i) * 5 + static_cast<std::size_t>(j)] + (j % 2 == 0 ? "\n" : "\r\n");
     text += " = = Section = = \n\xe2\x96\x81\ttab \xf0\x9f\x98\x80\n\n";
   }
   return text;
