@@ -57,7 +57,7 @@ void compare(double tolerance) {
         kernels::AdamWStep step{.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.3};
         step.bias1 = 1 - std::pow(step.beta1, age);
         step.bias2 = 1 - std::pow(step.beta2, age);
-        update(step, p, Matrix<T>::random(3, columns, static_cast<std::uint64_t>(10 + age)), m, v);
+        update(step, p, Matrix<T>::random(3, columns, 10 + static_cast<std::uint64_t>(age)), m, v);
       }
     };
     run([](auto&&... a) { reference<T>(a...); }, want_p, want_m, want_v);
