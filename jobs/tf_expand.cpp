@@ -13,7 +13,7 @@ using namespace tforge;
 
 namespace {
 
-/// "query=192,ffn=768" or "all=x2" into counts by group; `text` is repeated as is in messages.
+/// "query=192,ffn=768" into counts by group; `text` is repeated as is in messages.
 void parse_tokens(const std::string& text, std::array<std::int64_t, 5>& tokens) {
   std::size_t at = 0;
   while (at <= text.size()) {
