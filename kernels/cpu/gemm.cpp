@@ -42,7 +42,9 @@ void choose_known_processor() {
 void prepare_blas() {
   static const bool done = [] {
     choose_known_processor();
+    const int threads = omp_get_max_threads();
     openblas_set_num_threads(1);
+    omp_set_num_threads(threads);  // the call above sets it too
     return true;
   }();
   static_cast<void>(done);
