@@ -1,5 +1,7 @@
 #include "model/parameter.h"
 
+#include <algorithm>
+
 #include "core/errors.h"
 
 namespace tforge {
@@ -25,6 +27,7 @@ ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec
     p.spec = s;
     p.rows = held(s);
     p.first_row = s.placement == Placement::replicated ? 0 : s.borders.begin(tp_rank);
+    p.offset = offset;
     const std::int64_t elements = p.rows * row_elements(s);
     const Shape shape = s.shape.rank() == 1 ? Shape{p.rows} : Shape{p.rows, s.shape.columns()};
     p.gradient = gradients_.rows(offset, elements).reshaped(shape);
@@ -33,6 +36,15 @@ ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec
     offset += padded(s);
     parameters_.push_back(std::move(p));
   }
+}
+
+std::vector<Bucket> ParameterSet::buckets(std::int64_t bytes, int ranks) const {
+  std::vector<FlatBlock> blocks;
+  for (const Parameter& p : parameters_) {
+    blocks.push_back({p.offset, p.value().elements(), p.columns(), p.spec.bucketing});
+  }
+  const auto element = static_cast<std::int64_t>(size_of(dtype_));
+  return make_buckets(blocks, gradients_.elements(), std::max<std::int64_t>(bytes / element, 1), ranks);
 }
 
 Parameter& ParameterSet::find(std::string_view path) {

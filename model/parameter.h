@@ -8,6 +8,7 @@
 #include "autograd/var.h"
 #include "core/allocator.h"
 #include "core/tensor.h"
+#include "parallel/buckets.h"
 #include "parallel/shard.h"
 
 namespace tforge {
@@ -23,12 +24,14 @@ struct ParameterSpec {
   Placement placement = Placement::sharded;
   ShardBorders borders;  // rows of each tensor-parallel rank; unused when replicated
   Decay decay = Decay::yes;
+  Bucketing bucketing = Bucketing::shared;
 };
 
 struct Parameter {
   ParameterSpec spec;
   std::int64_t first_row = 0;  // of the rows held here
   std::int64_t rows = 0;       // held here
+  std::int64_t offset = 0;     // element of the flat tensors at which they begin
   Tensor gradient;             // [rows, columns], part of ParameterSet::gradients()
   Var var;                     // value and gradient slot
 
@@ -52,6 +55,8 @@ class ParameterSet {
   Tensor& values() { return values_; }
   Tensor& gradients() { return gradients_; }
   DType dtype() const { return dtype_; }
+  /// The flat tensors in buckets of about `bytes`, with the parts of `ranks` data-parallel ranks.
+  std::vector<Bucket> buckets(std::int64_t bytes, int ranks) const;
 
   /// Forgets all gradients without touching memory: the next contribution overwrites.
   void clear_gradients();

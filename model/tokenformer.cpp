@@ -60,7 +60,8 @@ double TokenFormer::value_deviation(const ModelConfig& config) {
 
 std::vector<ParameterSpec> TokenFormer::specs() const {
   std::vector<ParameterSpec> specs;
-  specs.push_back({"embedding", Shape{config_.vocab, config_.dim}, Placement::sharded, plan_.vocab, Decay::yes});
+  specs.push_back(
+      {"embedding", Shape{config_.vocab, config_.dim}, Placement::sharded, plan_.vocab, Decay::yes, Bucketing::alone});
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     for (const TokenGroup group : kTokenGroups) {
       for (const char* role : {".keys", ".values"}) {
