@@ -112,15 +112,15 @@ Grad Node::use(const Var& input) {
   return input.grad();
 }
 
-Tape::Tape(Allocator& allocator, Stream& stream, TapeMode mode) : allocator_(allocator), stream_(stream), mode_(mode) {}
+Tape::Tape(Allocator& allocator, Stream& stream, TapeMode mode, SavePolicy saves)
+    : allocator_(allocator), stream_(stream), mode_(mode), saves_(saves) {}
 
 Tape::~Tape() {
   clear();
   for (Grad::Slot* slot : free_slots_) delete slot;
 }
 
-Var Tape::output(Tensor value, Node* node) {
-  if (node == nullptr || node->num_inputs_ == 0) return Var(std::move(value));
+Grad Tape::new_slot(const Tensor& value) {
   Grad::Slot* slot = nullptr;
   if (free_slots_.empty()) {
     slot = new Grad::Slot;
@@ -133,9 +133,23 @@ Var Tape::output(Tensor value, Node* node) {
   slot->dtype = value.dtype();
   slot->written = false;
   slot->pending_uses = 0;
-  Grad grad(slot);
-  node->out_ = grad;
+  return Grad(slot);
+}
+
+Var Tape::output(Tensor value, Node* node) {
+  if (node == nullptr || node->num_inputs_ == 0) return Var(std::move(value));
+  node->out_ = new_slot(value);
+  return {std::move(value), node->out_};
+}
+
+Var Tape::leaf(Tensor value) {
+  Grad grad = new_slot(value);
   return {std::move(value), std::move(grad)};
+}
+
+Tape& Tape::inner() {
+  if (!inner_) inner_ = std::make_unique<Tape>(allocator_, stream_, TapeMode::training);
+  return *inner_;
 }
 
 void Tape::retire(Node* node) {
@@ -147,7 +161,6 @@ void Tape::retire(Node* node) {
 }
 
 void Tape::backward(const Var& loss) {
-  if (!recording()) throw InternalError("backward on a tape that does not record");
   if (loss.value().elements() != 1) {
     throw InternalError("backward starts from one number, not from shape {}", loss.shape().text());
   }
@@ -156,6 +169,19 @@ void Tape::backward(const Var& loss) {
     GradTarget to = root.target(*this);
     kernels::fill(stream_, to.view, 1.0);
   }
+  run();
+}
+
+void Tape::backward(const Var& y, Tensor dy) {
+  if (y.requires_grad()) {
+    Grad root = y.grad();
+    root.adopt(*this, std::move(dy));
+  }
+  run();
+}
+
+void Tape::run() {
+  if (!recording()) throw InternalError("backward on a tape that does not record");
   while (!nodes_.empty()) {
     Node* node = nodes_.back();
     if (node->out_.written()) node->backward(*this);

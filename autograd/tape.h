@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "autograd/saved.h"
 #include "autograd/var.h"
 #include "core/allocator.h"
 #include "core/device.h"
@@ -43,7 +44,7 @@ enum class TapeMode : std::uint8_t { training, inference };
 
 class Tape {
  public:
-  Tape(Allocator& allocator, Stream& stream, TapeMode mode);
+  Tape(Allocator& allocator, Stream& stream, TapeMode mode, SavePolicy saves = {});
   ~Tape();
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
@@ -51,6 +52,7 @@ class Tape {
   Allocator& allocator() { return allocator_; }
   Stream& stream() { return stream_; }
   bool recording() const { return mode_ == TapeMode::training; }
+  const SavePolicy& saves() const { return saves_; }
 
   Tensor empty(const Shape& shape, DType dtype, Purpose purpose = Purpose::activations) {
     return Tensor::empty(allocator_, shape, dtype, purpose);
@@ -68,12 +70,19 @@ class Tape {
   }
   /// The op's result: wants a gradient exactly when `node` has an input that does.
   Var output(Tensor value, Node* node);
+  /// A value that no node of this tape made but whose gradient is wanted: the caller takes it after backward.
+  Var leaf(Tensor value);
 
   /// Runs the recorded nodes in reverse from `loss` (one element, gradient 1) and clears the tape.
   /// Throws InternalError when the tape does not record or the loss has more than one element.
   void backward(const Var& loss);
+  /// The same from any value y, whose gradient is `dy`.
+  void backward(const Var& y, Tensor dy);
   /// Drops all recorded nodes; keeps the memory of the tape itself.
   void clear();
+  /// Another recording over the same allocator and stream, for a node that runs a part of the forward pass again in its
+  /// backward. It keeps everything as it is; one at a time.
+  Tape& inner();
 
   /// Rows whose norm was below the floor in Pattention since the last reset (this rank's count).
   std::int64_t floored_rows = 0;
@@ -82,15 +91,19 @@ class Tape {
   friend class Grad;
   void* allocate(std::size_t bytes, std::size_t alignment);
   void retire(Node* node);
+  Grad new_slot(const Tensor& value);
+  void run();
 
   Allocator& allocator_;
   Stream& stream_;
   TapeMode mode_;
+  SavePolicy saves_;
   std::vector<Node*> nodes_;
   std::vector<std::unique_ptr<std::byte[]>> chunks_;
   std::size_t chunk_ = 0;
   std::size_t used_ = 0;
   std::vector<Grad::Slot*> free_slots_;
+  std::unique_ptr<Tape> inner_;
 };
 
 }  // namespace tforge

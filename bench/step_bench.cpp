@@ -14,6 +14,7 @@
 #include "model/tokenformer.h"
 #include "parallel/grad_sync.h"
 #include "parallel/mesh.h"
+#include "train/config.h"
 #include "train/optimizer.h"
 
 using namespace tforge;
@@ -21,6 +22,7 @@ using namespace tforge;
 int main(int argc, char** argv) {
   std::int64_t dim = 128, layers = 4, heads = 4, tokens_attn = 128, tokens_ffn = 512, vocab = 256, seq = 256,
                batch = 16;
+  std::vector<std::string> set;
   std::int64_t steps = 8, warmup = 2, threads = 2, tp = 1;
   const JobInfo info{.name = "step_bench",
                      .description = "Times a training step on random tokens.",
@@ -35,7 +37,8 @@ int main(int argc, char** argv) {
                                  {"steps", "N", &steps, "timed steps"},
                                  {"warmup", "N", &warmup, "steps before them"},
                                  {"threads", "N", &threads, "OpenMP threads a rank"},
-                                 {"tp", "N", &tp, "tensor-parallel ranks"}}};
+                                 {"tp", "N", &tp, "tensor-parallel ranks"},
+                                 {"set", "KEY=VALUE", &set, "a key of [train], as for tf_train"}}};
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
     kernels::start_cpu_runtime(static_cast<int>(threads));
     ModelConfig config;
@@ -45,6 +48,8 @@ int main(int argc, char** argv) {
     config.vocab = vocab;
     config.max_seq = seq;
     config.tokens = {tokens_attn, tokens_attn, tokens_attn, tokens_attn, tokens_ffn};
+    const TrainConfig train =
+        parse_config("[data]\npath = \"random tokens\"\n[run]\ndir = \"none\"", "step_bench", set).config.train;
     Mesh mesh = Mesh::create(world, 0, static_cast<int>(tp));
     const std::int64_t mine = ShardBorders::even(batch, mesh.dp, "batch").count(mesh.dp_index);
 
@@ -54,7 +59,7 @@ int main(int argc, char** argv) {
     model.initialise(1);
     AdamW optimizer(allocator, model.parameters());
     GradSync sync(*mesh.dp_comm, model.parameters().gradients());
-    Tape tape(allocator, stream, TapeMode::training);
+    Tape tape(allocator, stream, TapeMode::training, train.saves);
     Tensor tokens = Tensor::empty(allocator, Shape{mine * seq}, DType::i32, Purpose::activations);
     Tensor targets = Tensor::empty(allocator, Shape{mine * seq}, DType::i32, Purpose::activations);
     const Rng rng(1, "bench");
@@ -65,7 +70,6 @@ int main(int argc, char** argv) {
       tokens.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i);
       targets.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i + 1);
     }
-    const TrainConfig train;
     std::vector<double> milliseconds;
     for (std::int64_t i = 0; i < warmup + steps; ++i) {
       world.barrier();
@@ -88,10 +92,11 @@ int main(int argc, char** argv) {
       std::printf(
           "{\"what\": \"tokenforge\", \"parameters\": %lld, \"ranks\": %d, \"tokens_per_s\": %.1f, "
           "\"ms_per_step\": %.3f, \"ms_min\": %.3f, \"ms_max\": %.3f, \"peak_rss_mb\": %.1f, "
-          "\"peak_tensor_mb\": %.1f}\n",
+          "\"peak_tensor_mb\": %.1f, \"reserved_mb\": %.1f}\n",
           static_cast<long long>(config.parameters()), world.size(), static_cast<double>(batch * seq) / median * 1e3,
           median, milliseconds.front(), milliseconds.back(), static_cast<double>(usage.ru_maxrss) / 1e3,
-          static_cast<double>(allocator.report().total_peak) / 1e6);
+          static_cast<double>(allocator.report().total_peak) / 1e6,
+          static_cast<double>(allocator.report().reserved) / 1e6);
     }
     return ExitCode::done;
   });

@@ -33,4 +33,13 @@ void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y) {
   with_compute_type("scale", y.dtype, [&](auto t) { cpu::scale(static_cast<decltype(t)>(alpha), x, y); });
 }
 
+void convert(Stream& stream, ConstTensorView x, TensorView y) {
+  check_device("convert", stream);
+  check_matrix("convert", "y", y, y.dtype, y.rows(), y.columns());
+  check_matrix("convert", "x", x, x.dtype, y.rows(), y.columns());
+  if (x.dtype == DType::f32 && y.dtype == DType::bf16) cpu::to_bf16(x, y);
+  else if (x.dtype == DType::bf16 && y.dtype == DType::f32) cpu::from_bf16(x, y);
+  else throw DTypeError("convert: from {} to {}, want f32 and bf16", name_of(x.dtype), name_of(y.dtype));
+}
+
 }  // namespace tforge::kernels

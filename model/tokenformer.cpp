@@ -5,6 +5,7 @@
 #include "autograd/ops/attention.h"
 #include "autograd/ops/embedding.h"
 #include "autograd/ops/layer_norm.h"
+#include "autograd/ops/recompute.h"
 #include "autograd/ops/residual.h"
 #include "core/errors.h"
 #include "kernels/attention.h"
@@ -163,6 +164,18 @@ Var TokenFormer::project(Tape& tape, const Var& x, std::int64_t layer, TokenGrou
                        config_.norm);
 }
 
+Var TokenFormer::block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq) {
+  Var qkv = attention_input(tape, h, layer);
+  qkv = rotary(tape, std::move(qkv), cosine_, sine_, local_heads(), seq);
+  Var a = causal_attention(tape, qkv, h.shape().rows() / seq, local_heads());
+  qkv = {};
+  a = gather_columns(tape, a, head_columns_, tp_);
+  h = residual(tape, h, project(tape, a, layer, TokenGroup::proj));
+  a = {};
+  const Var u = copy_to(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps), tp_);
+  return residual(tape, h, project(tape, u, layer, TokenGroup::ffn));
+}
+
 Var TokenFormer::hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, std::vector<Tensor>* blocks) {
   const std::int64_t seq = tokens.elements() / std::max<std::int64_t>(batch, 1);
   if (batch < 1 || seq * batch != tokens.elements() || seq > config_.max_seq) {
@@ -170,16 +183,10 @@ Var TokenFormer::hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, st
                      tokens.elements(), batch);
   }
   Var h = embed(tape, tokens);
+  const bool again = tape.saves().recompute == Recompute::block;
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-    Var qkv = attention_input(tape, h, layer);
-    qkv = rotary(tape, std::move(qkv), cosine_, sine_, local_heads(), seq);
-    Var a = causal_attention(tape, qkv, batch, local_heads());
-    qkv = {};
-    a = gather_columns(tape, a, head_columns_, tp_);
-    h = residual(tape, h, project(tape, a, layer, TokenGroup::proj));
-    a = {};
-    const Var u = copy_to(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps), tp_);
-    h = residual(tape, h, project(tape, u, layer, TokenGroup::ffn));
+    const auto run = [this, layer, seq](Tape& on, Var x) { return block(on, std::move(x), layer, seq); };
+    h = again ? recomputed(tape, std::move(h), run) : run(tape, std::move(h));
     if (blocks != nullptr) blocks->push_back(h.value().clone(allocator_));
   }
   return h;

@@ -103,6 +103,8 @@ class TokenFormer {
   };
   std::vector<ParameterSpec> specs() const;
   PattentionTokens tokens_of(std::int64_t layer, TokenGroup group) const;
+  /// One layer of hidden(): h [T, d] of sequences of `seq` tokens.
+  Var block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq);
   Var attention_input(Tape& tape, const Var& h, std::int64_t layer);
   Var project(Tape& tape, const Var& x, std::int64_t layer, TokenGroup group);
   Var embed(Tape& tape, const Tensor& tokens);

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "autograd/saved.h"
 #include "core/device.h"
 #include "core/dtype.h"
 #include "model/config.h"
@@ -59,6 +60,7 @@ struct TrainConfig {
   std::int64_t max_bad_steps = 10;
   std::int64_t seed = 1;
   DType dtype = DType::f32;
+  SavePolicy saves;
   GrowthConfig growth;
 };
 

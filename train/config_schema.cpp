@@ -146,6 +146,12 @@ std::vector<Field> make_fields() {
                       "stops the run after so many non-finite updates in a row; each is skipped"));
   f.push_back(integer("train.seed", MEMBER(train.seed), at_least(0), "seed of initialisation and sample order"));
   f.push_back(choice("train.dtype", MEMBER(train.dtype), {"f32", "f64"}, "arithmetic of the model"));
+  f.push_back(
+      choice("train.recompute", MEMBER(train.saves.recompute), {"none", "scores", "block"},
+             "computed again in backward instead of kept, with the same bits: nothing; the scores of Pattention; "
+             "all of a block but its input"));
+  f.push_back(choice("train.saved_dtype", MEMBER(train.saves.dtype), {"same", "bf16"},
+                     "what is kept for backward: in train.dtype, or rounded to bf16 in half the memory"));
 
   f.push_back(choice("train.growth.schedule", MEMBER(train.growth.schedule), {"restart", "continue"},
                      "after a growth the schedule starts again, over the steps left, or goes on"));
@@ -213,6 +219,9 @@ void validate(const RunConfig& config) {
   if (config.seq() < 2) throw ConfigError("train.seq = {}: at least 2 tokens are needed", config.seq());
   if (train.micro_batch > train.batch) {
     throw ConfigError("train.micro_batch = {} is larger than train.batch = {}", train.micro_batch, train.batch);
+  }
+  if (train.saves.dtype == SavedDType::bf16 && train.dtype != DType::f32) {
+    throw ConfigError("train.saved_dtype = \"bf16\" is for train.dtype = \"f32\", not \"{}\"", name_of(train.dtype));
   }
   if (train.warmup_steps > train.steps) {
     throw ConfigError("train.warmup_steps = {} is more than train.steps = {}", train.warmup_steps, train.steps);

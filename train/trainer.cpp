@@ -38,7 +38,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       sync_(*mesh.dp_comm, model_.parameters().gradients()),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       sequences_(deal_sequences(config, mesh.dp)),
-      tape_(allocator, stream, TapeMode::training),
+      tape_(allocator, stream, TapeMode::training, config.train.saves),
       schedule_(make_schedule(config.train, 0)) {
   model_.initialise(static_cast<std::uint64_t>(config.train.seed));
   state_.dataset_fingerprint = dataset.fingerprint();
@@ -56,7 +56,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       sync_(*mesh.dp_comm, model_.parameters().gradients()),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       sequences_(deal_sequences(config, mesh.dp)),
-      tape_(allocator, stream, TapeMode::training),
+      tape_(allocator, stream, TapeMode::training, config.train.saves),
       state_(load_state(reader)),
       history_(reader.growth_history()),
       parent_uuid_(reader.info().uuid) {

@@ -25,23 +25,25 @@ struct RotaryNode final : Node {
 };
 
 struct AttentionNode final : Node {
-  AttentionNode(const Var& input, Tensor result, Tensor lse_, const kernels::AttentionShape& shape_)
-      : qkv(input.value()), out(std::move(result)), lse(std::move(lse_)), shape(shape_), dqkv(use(input)) {}
+  AttentionNode(Tape& tape, const Var& input, const Tensor& result, Tensor lse_, const kernels::AttentionShape& shape_)
+      : qkv(tape, input.value()), out(tape, result), lse(std::move(lse_)), shape(shape_), dqkv(use(input)) {}
   void backward(Tape& tape) override {
     if (!dqkv) return;
-    const std::int64_t c = qkv.shape().columns() / 3;
+    const Tensor joint = qkv.load(tape), result = out.load(tape);
+    const std::int64_t c = joint.shape().columns() / 3;
     Tensor workspace =
-        tape.empty(Shape{kernels::attention_workspace(shape, c / shape.heads)}, qkv.dtype(), Purpose::workspace);
-    Tensor gradient = tape.empty(qkv.shape(), qkv.dtype());
-    const ConstTensorView x = static_cast<const Tensor&>(qkv).view();
+        tape.empty(Shape{kernels::attention_workspace(shape, c / shape.heads)}, joint.dtype(), Purpose::workspace);
+    Tensor gradient = tape.empty(joint.shape(), joint.dtype());
+    const ConstTensorView x = joint.view();
     const TensorView dx = gradient.view();
     kernels::causal_attention_backward(tape.stream(), shape, x.column_range(0, c), x.column_range(c, c),
-                                       x.column_range(2 * c, c), static_cast<const Tensor&>(out).view(),
-                                       static_cast<const Tensor&>(lse).view(), dy().read(), dx.column_range(0, c),
-                                       dx.column_range(c, c), dx.column_range(2 * c, c), workspace.view());
+                                       x.column_range(2 * c, c), result.view(), static_cast<const Tensor&>(lse).view(),
+                                       dy().read(), dx.column_range(0, c), dx.column_range(c, c),
+                                       dx.column_range(2 * c, c), workspace.view());
     dqkv.adopt(tape, std::move(gradient));
   }
-  Tensor qkv, out, lse;
+  Saved qkv, out;
+  Tensor lse;
   kernels::AttentionShape shape;
   Grad dqkv;
 };
@@ -72,7 +74,7 @@ Var causal_attention(Tape& tape, const Var& qkv, std::int64_t batch, std::int64_
   const ConstTensorView x = qkv.view();
   kernels::causal_attention_forward(tape.stream(), shape, x.column_range(0, c), x.column_range(c, c),
                                     x.column_range(2 * c, c), out.view(), lse.view(), workspace.view());
-  auto* node = tape.record<AttentionNode>(qkv, out, std::move(lse), shape);
+  auto* node = tape.record<AttentionNode>(tape, qkv, out, std::move(lse), shape);
   return tape.output(std::move(out), node);
 }
 

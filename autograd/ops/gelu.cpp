@@ -7,13 +7,14 @@ namespace tforge {
 namespace {
 
 struct GeluNode final : Node {
-  explicit GeluNode(const Var& input) : x(input.value()), dx(use(input)) {}
+  GeluNode(Tape& tape, const Var& input) : x(tape, input.value()), dx(use(input)) {}
   void backward(Tape& tape) override {
     if (!dx) return;
+    const Tensor value = x.load(tape);
     const GradTarget to = dx.target(tape);
-    kernels::gelu_backward(tape.stream(), static_cast<const Tensor&>(x).view(), dy().read(), to.mode, to.view);
+    kernels::gelu_backward(tape.stream(), value.view(), dy().read(), to.mode, to.view);
   }
-  Tensor x;
+  Saved x;
   Grad dx;
 };
 
@@ -22,7 +23,7 @@ struct GeluNode final : Node {
 Var gelu(Tape& tape, const Var& x) {
   Tensor y = tape.empty(x.shape(), x.dtype());
   kernels::gelu_forward(tape.stream(), x.view(), y.view());
-  return tape.output(std::move(y), tape.record<GeluNode>(x));
+  return tape.output(std::move(y), tape.record<GeluNode>(tape, x));
 }
 
 }  // namespace tforge

@@ -7,8 +7,8 @@ namespace tforge {
 namespace {
 
 struct LayerNormNode final : Node {
-  LayerNormNode(const Var& input, const Var& weight_, const Var& bias, Tensor mean_, Tensor rstd_)
-      : x(input.value()),
+  LayerNormNode(Tape& tape, const Var& input, const Var& weight_, const Var& bias, Tensor mean_, Tensor rstd_)
+      : x(tape, input.value()),
         weight(weight_.value()),
         mean(std::move(mean_)),
         rstd(std::move(rstd_)),
@@ -21,12 +21,13 @@ struct LayerNormNode final : Node {
     const GradTarget to_x = dx ? dx.target(tape) : none;
     const GradTarget to_w = dweight ? dweight.target(tape) : none;
     const GradTarget to_b = dbias ? dbias.target(tape) : none;
-    kernels::layer_norm_backward(tape.stream(), view(x), view(weight), view(mean), view(rstd), dy().read(), to_x.mode,
-                                 to_x.view, to_w.mode, to_w.view, to_b.view);
+    kernels::layer_norm_backward(tape.stream(), view(x.load(tape)), view(weight), view(mean), view(rstd), dy().read(),
+                                 to_x.mode, to_x.view, to_w.mode, to_w.view, to_b.view);
   }
   static ConstTensorView view(const Tensor& t) { return t ? t.view() : ConstTensorView{}; }
 
-  Tensor x, weight, mean, rstd;
+  Saved x;
+  Tensor weight, mean, rstd;
   Grad dx, dweight, dbias;
 };
 
@@ -38,7 +39,7 @@ Var layer_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias, dou
   Tensor mean = tape.empty(column, x.dtype()), rstd = tape.empty(column, x.dtype());
   kernels::layer_norm_forward(tape.stream(), x.view(), weight ? weight.view() : ConstTensorView{},
                               bias ? bias.view() : ConstTensorView{}, eps, y.view(), mean.view(), rstd.view());
-  auto* node = tape.record<LayerNormNode>(x, weight, bias, std::move(mean), std::move(rstd));
+  auto* node = tape.record<LayerNormNode>(tape, x, weight, bias, std::move(mean), std::move(rstd));
   return tape.output(std::move(y), node);
 }
 

@@ -26,31 +26,58 @@ struct Columns {
 
 struct PattentionNode final : Node {
   struct Layer {
-    Tensor keys, values, scores;
+    Tensor keys, values;
+    Saved scores;
     double scale;
     Grad dkeys, dvalues;
   };
 
-  PattentionNode(const Var& input, std::span<const PattentionTokens> tokens, PattentionNorm norm_, Reducer& reducer_)
-      : norm(norm_), reducer(reducer_), x(input.value()), dx(use(input)), count(tokens.size()) {
+  PattentionNode(Tape& tape, const Var& input, std::span<const PattentionTokens> tokens, std::span<Saved> scores,
+                 Tensor stat_, PattentionNorm norm_, Reducer& reducer_)
+      : norm(norm_),
+        reducer(reducer_),
+        recompute(tape.saves().recompute == Recompute::scores),
+        saved_x(tape, input.value()),
+        dx(use(input)),
+        count(tokens.size()),
+        stat(std::move(stat_)) {
     for (std::size_t g = 0; g < count; ++g) {
-      layers[g] = {tokens[g].keys.value(), tokens[g].values.value(), {},
+      layers[g] = {tokens[g].keys.value(), tokens[g].values.value(), std::move(scores[g]),
                    tokens[g].scale,        use(tokens[g].keys),      use(tokens[g].values)};
     }
   }
 
+  /// The scores of layer g, kept or computed once more. The row statistic is the one of forward: over all ranks.
+  Tensor take_scores(Tape& tape, std::size_t g, const Tensor& x, Tensor& workspace) {
+    Layer& l = layers[g];
+    if (!recompute) {
+      Tensor scores = l.scores.load(tape);
+      l.scores = Saved();
+      return scores;
+    }
+    Tensor scores = tape.empty(Shape{x.shape().rows(), l.keys.shape().rows()}, x.dtype());
+    Tensor here;
+    if (stat) here = tape.empty(Shape{x.shape().rows(), 1}, x.dtype());
+    kernels::pattention_scores_forward(tape.stream(), norm, x.view(), view(l.keys), scores.view(), here.view(),
+                                       workspace.view());
+    return scores;
+  }
+
   void backward(Tape& tape) override {
     Stream& stream = tape.stream();
+    const Tensor x = saved_x.load(tape);
     const std::int64_t rows = x.shape().rows();
     const auto groups = static_cast<std::int64_t>(count);
     const ConstTensorView du = dy().read();
     const Columns columns{groups, layers[0].values.shape().columns()};
     std::int64_t workspace_elements = 0;
     for (std::size_t g = 0; g < count; ++g) {
-      workspace_elements =
-          std::max(workspace_elements, kernels::pattention_backward_workspace(rows, layers[g].keys.shape().rows(),
-                                                                              layers[g].keys.shape().columns(),
-                                                                              layers[g].values.shape().columns()));
+      const std::int64_t n = layers[g].keys.shape().rows(), d_in = layers[g].keys.shape().columns();
+      workspace_elements = std::max(workspace_elements, kernels::pattention_backward_workspace(
+                                                            rows, n, d_in, layers[g].values.shape().columns()));
+      if (recompute) {
+        workspace_elements = std::max(workspace_elements, kernels::pattention_forward_workspace(rows, n, d_in, 0));
+      }
     }
     Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
@@ -61,23 +88,24 @@ struct PattentionNode final : Node {
         const auto i = static_cast<std::int64_t>(g);
         const GradTarget to_x = target_or_none(dx, tape);
         const GradTarget to_k = target_or_none(l.dkeys, tape), to_v = target_or_none(l.dvalues, tape);
-        kernels::pattention_backward(stream, norm, l.scale, view(l.scores), stat_of(i), view(x), view(l.keys),
+        const Tensor scores = take_scores(tape, g, x, workspace);
+        kernels::pattention_backward(stream, norm, l.scale, scores.view(), stat_of(i), view(x), view(l.keys),
                                      view(l.values), columns.values(du, i), columns.weight(du, i, norm), to_x.mode,
                                      to_x.view, to_k.mode, to_k.view, to_v.mode, to_v.view, workspace.view());
-        l.scores = Tensor();
       }
       return;
     }
 
     // sum_j dB_j B_j runs over all ranks' tokens: first halves, one reduction for all layers, second halves.
     Tensor dot = tape.empty(Shape{rows, groups}, x.dtype(), Purpose::communication);
-    std::array<Tensor, kMaxPattentionGroup> dscores;
+    std::array<Tensor, kMaxPattentionGroup> scores, dscores;
     for (std::size_t g = 0; g < count; ++g) {
       Layer& l = layers[g];
       const auto i = static_cast<std::int64_t>(g);
-      dscores[g] = tape.empty(l.scores.shape(), x.dtype());
+      scores[g] = take_scores(tape, g, x, workspace);
+      dscores[g] = tape.empty(scores[g].shape(), x.dtype());
       const GradTarget to_v = target_or_none(l.dvalues, tape);
-      kernels::pattention_mix_backward(stream, norm, l.scale, view(l.scores), stat_of(i), view(l.values),
+      kernels::pattention_mix_backward(stream, norm, l.scale, view(scores[g]), stat_of(i), view(l.values),
                                        columns.values(du, i), {}, to_v.mode, to_v.view, dscores[g].view(),
                                        dot.view().column_range(i, 1), workspace.view());
     }
@@ -87,9 +115,10 @@ struct PattentionNode final : Node {
       const auto i = static_cast<std::int64_t>(g);
       const GradTarget to_x = target_or_none(dx, tape);
       const GradTarget to_k = target_or_none(l.dkeys, tape);
-      kernels::pattention_scores_backward(stream, norm, l.scale, view(l.scores), stat_of(i),
+      kernels::pattention_scores_backward(stream, norm, l.scale, view(scores[g]), stat_of(i),
                                           dot.view().column_range(i, 1), view(x), view(l.keys), dscores[g].view(),
                                           to_x.mode, to_x.view, to_k.mode, to_k.view, workspace.view());
+      scores[g] = dscores[g] = Tensor();
     }
   }
 
@@ -103,7 +132,8 @@ struct PattentionNode final : Node {
 
   PattentionNorm norm;
   Reducer& reducer;
-  Tensor x;
+  bool recompute;  // scores
+  Saved saved_x;
   Grad dx;
   std::size_t count;
   std::array<Layer, kMaxPattentionGroup> layers;
@@ -111,16 +141,17 @@ struct PattentionNode final : Node {
 };
 
 struct RowNormalizeNode final : Node {
-  RowNormalizeNode(const Var& input, std::span<const double> scales_, PattentionNorm norm_)
-      : norm(norm_), u(input.value()), du(use(input)), count(scales_.size()) {
+  RowNormalizeNode(Tape& tape, const Var& input, std::span<const double> scales_, PattentionNorm norm_)
+      : norm(norm_), saved_u(tape, input.value()), du(use(input)), count(scales_.size()) {
     for (std::size_t g = 0; g < count; ++g) scales[g] = scales_[g];
   }
 
   void backward(Tape& tape) override {
     const auto groups = static_cast<std::int64_t>(count);
+    const Tensor u = saved_u.load(tape);
     const Columns columns{groups, u.shape().columns() / groups - 1};
     Tensor gradient = tape.empty(u.shape(), u.dtype());
-    const ConstTensorView saved = static_cast<const Tensor&>(u).view();
+    const ConstTensorView saved = u.view();
     for (std::size_t g = 0; g < count; ++g) {
       const auto i = static_cast<std::int64_t>(g);
       kernels::row_normalize_backward(tape.stream(), norm, scales[g], columns.values(saved, i),
@@ -131,7 +162,7 @@ struct RowNormalizeNode final : Node {
   }
 
   PattentionNorm norm;
-  Tensor u;
+  Saved saved_u;
   Grad du;
   std::size_t count;
   std::array<double, kMaxPattentionGroup> scales{};
@@ -166,6 +197,14 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   std::array<Tensor, kMaxPattentionGroup> scores;
   const auto stat_of = [&](std::int64_t g) { return has_stat ? stat.view().column_range(g, 1) : TensorView{}; };
 
+  // The scores go as soon as the layer's second product has read them, unless they are kept as they are.
+  const bool keep_scores = tape.recording() && tape.saves().recompute != Recompute::scores;
+  std::array<Saved, kMaxPattentionGroup> saved_scores;
+  const auto done_with_scores = [&](std::size_t g) {
+    if (keep_scores) saved_scores[g] = Saved(tape, scores[g]);
+    scores[g] = Tensor();
+  };
+
   const bool exchange = has_stat && !reducer.is_identity();
   std::int64_t floored = 0;
   for (std::size_t g = 0; g < layers.size(); ++g) {
@@ -179,6 +218,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
       floored += kernels::pattention_forward(stream, norm, l.scale, x.view(), l.keys.view(), l.values.view(),
                                              scores[g].view(), stat_of(i), columns.values(u.view(), i),
                                              columns.weight(u.view(), i, norm), workspace.view());
+      done_with_scores(g);
     }
   }
   if (exchange) {
@@ -190,15 +230,12 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
       floored += kernels::pattention_mix_forward(stream, norm, l.scale, scores[g].view(), stat_of(i), l.values.view(),
                                                  columns.values(u.view(), i), columns.weight(u.view(), i, norm),
                                                  workspace.view());
+      done_with_scores(g);
     }
   }
   tape.floored_rows += floored;
 
-  auto* node = tape.record<PattentionNode>(x, layers, norm, reducer);
-  if (node != nullptr) {
-    node->stat = std::move(stat);
-    for (std::size_t g = 0; g < layers.size(); ++g) node->layers[g].scores = std::move(scores[g]);
-  }
+  auto* node = tape.record<PattentionNode>(tape, x, layers, saved_scores, std::move(stat), norm, reducer);
   return tape.output(std::move(u), node);
 }
 
@@ -215,7 +252,7 @@ Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, Patt
     tape.floored_rows += kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),
                                                         columns.weight(u.view(), i, norm), columns.values(y.view(), i));
   }
-  return tape.output(std::move(y), tape.record<RowNormalizeNode>(u, scales, norm));
+  return tape.output(std::move(y), tape.record<RowNormalizeNode>(tape, u, scales, norm));
 }
 
 }  // namespace tforge

@@ -28,8 +28,8 @@ inline constexpr int kMaxPattentionGroup = 3;
 /// U and w of softmax are relative to the row's largest score. Backward takes that for a constant: row_normalize's
 /// result does not depend on it.
 /// Backward needs the result's whole gradient on every rank and gives a PARTIAL dx.
-/// Saves x, the scores [T, n] and the row numbers. Counts floored rows in tape.floored_rows.
-/// Throws ShapeError, DTypeError.
+/// Saves x, the scores [T, n] (not with Recompute::scores) and the row numbers. Counts floored rows in
+/// tape.floored_rows. Throws ShapeError, DTypeError.
 Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layers, PattentionNorm norm,
                Reducer& reducer);
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/simd.h"
+
 namespace tforge::kernels::cpu {
 namespace {
 
@@ -79,6 +81,32 @@ void scale(T alpha, ConstTensorView x, TensorView y) {
                    const T* s = in + row * x.row_stride + first;
                    T* d = out + row * y.row_stride + first;
                    for (std::int64_t i = 0; i < count; ++i) d[i] = alpha * s[i];
+                 });
+}
+
+void to_bf16(ConstTensorView x, TensorView y) {
+  const auto* in = x.as<float>();
+  auto* out = y.as<bf16>();
+  for_each_piece(y.rows(), y.columns(), x.contiguous() && y.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   const float* s = in + row * x.row_stride + first;
+                   bf16* d = out + row * y.row_stride + first;
+                   std::int64_t i = 0;
+                   for (; i + F32x8::kLanes <= count; i += F32x8::kLanes) store_rounded(F32x8::load(s + i), d + i);
+                   for (; i < count; ++i) d[i] = bf16(s[i]);
+                 });
+}
+
+void from_bf16(ConstTensorView x, TensorView y) {
+  const auto* in = x.as<bf16>();
+  auto* out = y.as<float>();
+  for_each_piece(y.rows(), y.columns(), x.contiguous() && y.contiguous(),
+                 [=](std::int64_t row, std::int64_t first, std::int64_t count) {
+                   const bf16* s = in + row * x.row_stride + first;
+                   float* d = out + row * y.row_stride + first;
+                   std::int64_t i = 0;
+                   for (; i + F32x8::kLanes <= count; i += F32x8::kLanes) load_widened(s + i).store(d + i);
+                   for (; i < count; ++i) d[i] = static_cast<float>(s[i]);
                  });
 }
 

@@ -12,5 +12,7 @@ template <class T>
 void add(ConstTensorView a, ConstTensorView b, TensorView y);
 template <class T>
 void scale(T alpha, ConstTensorView x, TensorView y);
+void to_bf16(ConstTensorView x, TensorView y);
+void from_bf16(ConstTensorView x, TensorView y);
 
 }  // namespace tforge::kernels::cpu

@@ -62,6 +62,7 @@ TEST(Config, DefaultsHold) {
 TEST(Config, EveryKindOfValueIsRead) {
   const RunConfig c = parse(
                           "seq = 8\nlr = 1\nmax_time = \"1h30m\"\nschedule = \"wsd\"\ndtype = \"f64\"\n"
+                          "recompute = \"block\"\n"
                           "growth = { schedule = \"continue\", moments = \"reset\", old_rows = \"rate\" }\n"
                           "[model.tokens]\nffn = 7\n[parallel]\ntoken_shards = \"append\"\ntimeout_s = 2.5\n")
                           .config;
@@ -70,6 +71,7 @@ TEST(Config, EveryKindOfValueIsRead) {
   EXPECT_EQ(c.train.max_time, 5400.0);
   EXPECT_EQ(c.train.schedule, ScheduleKind::wsd);
   EXPECT_EQ(c.train.dtype, DType::f64);
+  EXPECT_EQ(c.train.saves, (SavePolicy{Recompute::block, SavedDType::same}));
   EXPECT_EQ(c.train.growth.schedule, GrowthSchedule::continues);
   EXPECT_EQ(c.train.growth.moments, OldMoments::reset);
   EXPECT_EQ(c.train.growth.old_rows, OldRows::rate);
@@ -147,6 +149,8 @@ TEST(Config, ContradictionsBetweenKeys) {
   EXPECT_EQ(complaint_of("micro_batch = 17\n"), "c.toml:11:15: train.micro_batch = 17 is larger than train.batch = 16");
   EXPECT_EQ(complaint_of("steps = 5\nwarmup_steps = 6\n"),
             "c.toml:12:16: train.warmup_steps = 6 is more than train.steps = 5");
+  EXPECT_EQ(complaint_of("dtype = \"f64\"\nsaved_dtype = \"bf16\"\n"),
+            "c.toml:12:15: train.saved_dtype = \"bf16\" is for train.dtype = \"f32\", not \"f64\"");
 }
 
 TEST(Config, RequiredKeys) {

@@ -1,5 +1,9 @@
 #include "kernels/elementwise.h"
 
+#include <bit>
+#include <cmath>
+#include <limits>
+
 #include "matrix.h"
 
 namespace tforge {
@@ -59,6 +63,48 @@ TYPED_TEST(Elementwise, LongerThanOneChunk) {
       for (std::int64_t c = 0; c < 20011; ++c) ASSERT_EQ(y(r, c), 2 * a(r, c));
     }
   });
+}
+
+/// Every class of float bits on either side of the rounding: the vector code against the scalar conversion.
+TEST(Convert, RoundsLikeTheScalarAndComesBackExactly) {
+  constexpr std::int64_t kColumns = 517;
+  Matrix<float> x(64, kColumns, 3), back(64, kColumns, 1);
+  Matrix<bf16> y(64, kColumns, 5);
+  std::uint32_t bits = 0;
+  for (std::int64_t r = 0; r < 64; ++r) {
+    for (std::int64_t c = 0; c < kColumns; ++c) {
+      // Upper halves over the whole range, infinities and NaN with them; lower halves around a tie.
+      bits += 0x0001fffdU;
+      const std::uint32_t low[] = {0x0000U, 0x7fffU, 0x8000U, 0x8001U, 0xffffU};
+      x(r, c) = std::bit_cast<float>((bits & 0xffff0000U) | low[(r + c) % 5]);
+    }
+  }
+  x(0, 0) = std::numeric_limits<float>::infinity();
+  x(0, 1) = std::bit_cast<float>(0x7f800001U);  // a NaN whose upper half alone is an infinity
+  x(0, 2) = std::numeric_limits<float>::max();
+  x(0, 3) = -0.F;
+  test::at_one_and_two_threads([&](int) {
+    kernels::convert(cpu, x.view(), y.view());
+    kernels::convert(cpu, y.view(), back.view());
+    for (std::int64_t r = 0; r < 64; ++r) {
+      for (std::int64_t c = 0; c < kColumns; ++c) {
+        ASSERT_EQ(y(r, c).bits, bf16(x(r, c)).bits) << std::bit_cast<std::uint32_t>(x(r, c));
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(back(r, c)), std::uint32_t{y(r, c).bits} << 16);
+      }
+    }
+  });
+  EXPECT_TRUE(std::isnan(back(0, 1)));
+  EXPECT_TRUE(std::isinf(back(0, 2)));
+  EXPECT_TRUE(y.padding_untouched() && back.padding_untouched());
+}
+
+TEST(Convert, IsBetweenF32AndBf16) {
+  Matrix<float> x(2, 3);
+  Matrix<double> d(2, 3);
+  Matrix<bf16> y(2, 3), other(3, 2);
+  EXPECT_THROW(kernels::convert(cpu, d.view(), y.view()), DTypeError);
+  EXPECT_THROW(kernels::convert(cpu, x.view(), x.view()), DTypeError);
+  EXPECT_THROW(kernels::convert(cpu, x.view(), other.view()), ShapeError);
 }
 
 TEST(ElementwiseErrors, NameTheOperand) {

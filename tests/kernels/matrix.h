@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "core/device.h"
@@ -24,7 +25,7 @@ class Matrix {
       : rows_(rows),
         columns_(columns),
         stride_(columns + padding),
-        data_(static_cast<std::size_t>(rows * stride_) + 1, std::numeric_limits<T>::quiet_NaN()) {}
+        data_(static_cast<std::size_t>(rows * stride_) + 1, not_a_number()) {}
   static Matrix random(std::int64_t rows, std::int64_t columns, std::uint64_t seed, double size = 1,
                        std::int64_t padding = 0) {
     Matrix m(rows, columns, padding);
@@ -81,13 +82,17 @@ class Matrix {
   bool padding_untouched() const {
     for (std::int64_t r = 0; r < rows_; ++r) {
       for (std::int64_t c = columns_; c < stride_; ++c) {
-        if (!std::isnan((*this)(r, c))) return false;
+        if (!std::isnan(static_cast<float>((*this)(r, c)))) return false;
       }
     }
     return true;
   }
 
  private:
+  static T not_a_number() {
+    if constexpr (std::is_same_v<T, bf16>) return bf16(std::numeric_limits<float>::quiet_NaN());
+    else return std::numeric_limits<T>::quiet_NaN();
+  }
   std::int64_t rows_, columns_, stride_;
   std::vector<T> data_;
 };
