@@ -40,21 +40,30 @@ namespace {
 
 TEST(Memory, SteadyStepsRequestNone) {
   const Lab lab;
+  constexpr SavePolicy kPolicies[] = {{},
+                                      {Recompute::scores, SavedDType::same},
+                                      {Recompute::none, SavedDType::bf16},
+                                      {Recompute::block, SavedDType::bf16}};
   for (const PattentionNorm norm :
        {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
     for (const auto& layout : layouts()) {
-      RunConfig config = lab.config(DType::f32, norm);
-      config.train.micro_batch = 4;  // and a rest
-      TinyRun run(config, lab, mesh_of(layout));
-      train(run.trainer, 2);
-      const std::uint64_t before = run.allocator.report().system_requests;
-      EXPECT_GT(before, 0U);
-      requests = 0;
-      counting = true;
-      for (int i = 0; i < 6; ++i) run.trainer.step();
-      counting = false;
-      EXPECT_EQ(run.allocator.report().system_requests, before) << text_of(layout) << " " << name_of(norm);
-      EXPECT_EQ(requests, 0U) << text_of(layout) << " " << name_of(norm);
+      for (const SavePolicy& saves : kPolicies) {
+        RunConfig config = lab.config(DType::f32, norm);
+        config.train.micro_batch = 4;  // and a rest
+        config.train.saves = saves;
+        TinyRun run(config, lab, mesh_of(layout));
+        train(run.trainer, 2);
+        const std::uint64_t before = run.allocator.report().system_requests;
+        EXPECT_GT(before, 0U);
+        requests = 0;
+        counting = true;
+        for (int i = 0; i < 4; ++i) run.trainer.step();
+        counting = false;
+        const std::string what = fmt::format("{} {} recompute {} saved {}", text_of(layout), name_of(norm),
+                                             static_cast<int>(saves.recompute), static_cast<int>(saves.dtype));
+        EXPECT_EQ(run.allocator.report().system_requests, before) << what;
+        EXPECT_EQ(requests, 0U) << what;
+      }
     }
   }
 }

@@ -71,7 +71,7 @@ TEST(Recompute, RepeatsTheCollectivesOfABlocksForward) {
     for (const Recompute recompute : {Recompute::none, Recompute::scores, Recompute::block}) {
       config.train.saves.recompute = recompute;
       TinyRun run(config, lab, mesh_of({1, ranks}));
-      const auto sent = [&, before = run.mesh.tp_comm->traffic().bytes]() mutable {
+      auto sent = [&, before = run.mesh.tp_comm->traffic().bytes]() mutable {
         const std::uint64_t now = run.mesh.tp_comm->traffic().bytes;
         return now - std::exchange(before, now);
       };
