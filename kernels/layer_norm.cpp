@@ -32,7 +32,7 @@ void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weig
   const DType dtype = x.dtype;
   check_device(kOp, stream);
   check_matrix(kOp, "x", x, dtype, x.rows(), x.columns());
-  check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
+  if (mean) check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
   check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
   check_matrix(kOp, "dy", dy, dtype, x.rows(), x.columns());
   if (weight) check_vector(kOp, "weight", weight, dtype, x.columns());

@@ -14,7 +14,8 @@ void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weigh
 
 /// dx {=, +=} rstd (g - mean_d(g) - xhat mean_d(g xhat)), g = dy [* weight], xhat = (x - mean) rstd.
 /// dweight {=, +=} sum_T dy xhat,  dbias {=, +=} sum_T dy  (views empty without parameters), summed in blocks of rows
-/// fixed by shape, in order. An empty dx skips it; dx may be dy. Throws ShapeError, DTypeError.
+/// fixed by shape, in order. An empty dx skips it; dx may be dy. An empty mean says that x holds xhat itself, which is
+/// y where there are no parameters: the same bits, and x need not be kept. Throws ShapeError, DTypeError.
 void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView mean,
                          ConstTensorView rstd, ConstTensorView dy, GradMode dx_mode, TensorView dx,
                          GradMode parameter_mode, TensorView dweight, TensorView dbias);

@@ -7,8 +7,9 @@ namespace tforge {
 namespace {
 
 struct LayerNormNode final : Node {
-  LayerNormNode(Tape& tape, const Var& input, const Var& weight_, const Var& bias, Tensor mean_, Tensor rstd_)
-      : x(tape, input.value()),
+  LayerNormNode(Tape& tape, const Var& input, const Tensor& y, const Var& weight_, const Var& bias, Tensor mean_,
+                Tensor rstd_)
+      : x(tape, weight_ ? input.value() : y),
         weight(weight_.value()),
         mean(std::move(mean_)),
         rstd(std::move(rstd_)),
@@ -26,7 +27,7 @@ struct LayerNormNode final : Node {
   }
   static ConstTensorView view(const Tensor& t) { return t ? t.view() : ConstTensorView{}; }
 
-  Saved x;
+  Saved x;  // without parameters the result, which the op that reads it keeps as well
   Tensor weight, mean, rstd;
   Grad dx, dweight, dbias;
 };
@@ -36,10 +37,11 @@ struct LayerNormNode final : Node {
 Var layer_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias, double eps) {
   const Shape column{x.shape().rows(), 1};
   Tensor y = tape.empty(x.shape(), x.dtype());
-  Tensor mean = tape.empty(column, x.dtype()), rstd = tape.empty(column, x.dtype());
+  Tensor rstd = tape.empty(column, x.dtype()), mean;
+  if (weight) mean = tape.empty(column, x.dtype());
   kernels::layer_norm_forward(tape.stream(), x.view(), weight ? weight.view() : ConstTensorView{},
                               bias ? bias.view() : ConstTensorView{}, eps, y.view(), mean.view(), rstd.view());
-  auto* node = tape.record<LayerNormNode>(tape, x, weight, bias, std::move(mean), std::move(rstd));
+  auto* node = tape.record<LayerNormNode>(tape, x, y, weight, bias, std::move(mean), std::move(rstd));
   return tape.output(std::move(y), node);
 }
 

@@ -1,8 +1,8 @@
 #include "kernels/cpu/elementwise.h"
 
-#include <algorithm>
+#include <immintrin.h>
 
-#include "kernels/cpu/simd.h"
+#include <algorithm>
 
 namespace tforge::kernels::cpu {
 namespace {
@@ -30,6 +30,28 @@ void for_each_piece(std::int64_t rows, std::int64_t columns, bool contiguous, Bo
       for (std::int64_t r = g * rows_per_piece; r < last_row; ++r) body(r, first, count);
     }
   }
+}
+
+constexpr std::int64_t kLanes = 8;
+
+/// Eight bf16 as floats: the upper half of each.
+void widen(const bf16* from, float* to) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+}
+
+/// bf16(x) of eight floats, the bits of the scalar conversion.
+void round_to_bf16(const float* from, bf16* to) {
+  const __m256 x = _mm256_loadu_ps(from);
+  const __m256i u = _mm256_castps_si256(x);
+  const __m256i upper = _mm256_srli_epi32(u, 16);
+  const __m256i half = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, half), 16);
+  const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i bits = _mm256_blendv_epi8(rounded, quiet, is_nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
 }
 
 }  // namespace
@@ -92,7 +114,7 @@ void to_bf16(ConstTensorView x, TensorView y) {
                    const float* s = in + row * x.row_stride + first;
                    bf16* d = out + row * y.row_stride + first;
                    std::int64_t i = 0;
-                   for (; i + F32x8::kLanes <= count; i += F32x8::kLanes) store_rounded(F32x8::load(s + i), d + i);
+                   for (; i + kLanes <= count; i += kLanes) round_to_bf16(s + i, d + i);
                    for (; i < count; ++i) d[i] = bf16(s[i]);
                  });
 }
@@ -105,7 +127,7 @@ void from_bf16(ConstTensorView x, TensorView y) {
                    const bf16* s = in + row * x.row_stride + first;
                    float* d = out + row * y.row_stride + first;
                    std::int64_t i = 0;
-                   for (; i + F32x8::kLanes <= count; i += F32x8::kLanes) load_widened(s + i).store(d + i);
+                   for (; i + kLanes <= count; i += kLanes) widen(s + i, d + i);
                    for (; i < count; ++i) d[i] = static_cast<float>(s[i]);
                  });
 }

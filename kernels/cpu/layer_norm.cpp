@@ -53,7 +53,7 @@ void layer_norm_parameter_gradients(ConstTensorView x, ConstTensorView mean, Con
   const std::int64_t d = x.columns();
   const T* const xs = x.as<T>();
   const T* const dys = dy.as<T>();
-  const T* const means = mean.as<T>();
+  const T* const means = mean ? mean.as<T>() : nullptr;  // null: x is normalised already
   const T* const rstds = rstd.as<T>();
   T* const dw = dweight.as<T>();
   T* const db = dbias.as<T>();
@@ -66,8 +66,8 @@ void layer_norm_parameter_gradients(ConstTensorView x, ConstTensorView mean, Con
       std::array<T, kColumnBlock> w_block{}, b_block{};
       const std::int64_t t1 = std::min(rows, t0 + kRowBlock);
       for (std::int64_t t = t0; t < t1; ++t) {
-        const T mu = means[t * mean.row_stride];
-        const T r = rstds[t * rstd.row_stride];
+        const T mu = means == nullptr ? T(0) : means[t * mean.row_stride];
+        const T r = means == nullptr ? T(1) : rstds[t * rstd.row_stride];
         const T* in = xs + t * x.row_stride + first;
         const T* g = dys + t * dy.row_stride + first;
 #pragma omp simd
@@ -96,14 +96,15 @@ void layer_norm_input_gradient(ConstTensorView x, ConstTensorView weight, ConstT
   const std::int64_t d = x.columns();
   const T* const xs = x.as<T>();
   const T* const dys = dy.as<T>();
-  const T* const means = mean.as<T>();
+  const T* const means = mean ? mean.as<T>() : nullptr;  // null: x is normalised already
   const T* const rstds = rstd.as<T>();
   const T* const w = weight ? weight.as<T>() : nullptr;
   T* const dxs = dx.as<T>();
 #pragma omp parallel for schedule(static) if (rows * d > kSmall)
   for (std::int64_t t = 0; t < rows; ++t) {
-    const T mu = means[t * mean.row_stride];
     const T r = rstds[t * rstd.row_stride];
+    const T mu = means == nullptr ? T(0) : means[t * mean.row_stride];
+    const T to_xhat = means == nullptr ? T(1) : r;
     const T* in = xs + t * x.row_stride;
     const T* g = dys + t * dy.row_stride;
     T* out = dxs + t * dx.row_stride;
@@ -114,16 +115,16 @@ void layer_norm_input_gradient(ConstTensorView x, ConstTensorView weight, ConstT
       for (std::int64_t i = 0; i < d; ++i) {
         const T v = gradient(i);
         sum += v;
-        dot += v * ((in[i] - mu) * r);
+        dot += v * ((in[i] - mu) * to_xhat);
       }
       const T mean_g = sum / static_cast<T>(d);
       const T mean_gx = dot / static_cast<T>(d);
       if (mode == GradMode::accumulate) {
 #pragma omp simd
-        for (std::int64_t i = 0; i < d; ++i) out[i] += r * (gradient(i) - mean_g - (in[i] - mu) * r * mean_gx);
+        for (std::int64_t i = 0; i < d; ++i) out[i] += r * (gradient(i) - mean_g - (in[i] - mu) * to_xhat * mean_gx);
       } else {
 #pragma omp simd
-        for (std::int64_t i = 0; i < d; ++i) out[i] = r * (gradient(i) - mean_g - (in[i] - mu) * r * mean_gx);
+        for (std::int64_t i = 0; i < d; ++i) out[i] = r * (gradient(i) - mean_g - (in[i] - mu) * to_xhat * mean_gx);
       }
     };
     if (w != nullptr) apply([=](std::int64_t i) { return g[i] * w[i]; });

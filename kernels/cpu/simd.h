@@ -11,8 +11,6 @@
 #include <limits>
 #include <type_traits>
 
-#include "core/dtype.h"
-
 namespace tforge::kernels::cpu {
 
 struct F32x8 {
@@ -77,24 +75,6 @@ inline F32x8 first_lanes(std::int64_t count, F32x8 value, F32x8 other) {
 }
 inline F64x4 first_lanes(std::int64_t count, F64x4 value, F64x4 other) {
   return {_mm256_blendv_pd(other.v, value.v, _mm256_castsi256_pd(F64x4::mask(count)))};
-}
-
-/// Eight bf16 as floats: the upper half of each.
-inline F32x8 load_widened(const bf16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
-}
-/// bf16(x) of each lane, the same bits as the scalar conversion.
-inline void store_rounded(F32x8 x, bf16* p) {
-  const __m256i u = _mm256_castps_si256(x.v);
-  const __m256i upper = _mm256_srli_epi32(u, 16);
-  const __m256i half = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, half), 16);
-  const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
-  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
-  const __m256i bits = _mm256_blendv_epi8(rounded, quiet, is_nan);
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
 /// Sum of the lanes, always in the same order.
