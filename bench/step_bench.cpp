@@ -14,6 +14,7 @@
 #include "model/tokenformer.h"
 #include "parallel/grad_sync.h"
 #include "parallel/mesh.h"
+#include "profile_table.h"
 #include "train/config.h"
 #include "train/optimizer.h"
 
@@ -24,6 +25,7 @@ int main(int argc, char** argv) {
                batch = 16;
   std::vector<std::string> set;
   std::int64_t steps = 8, warmup = 2, threads = 2, tp = 1;
+  bool profile_wanted = false;
   const JobInfo info{.name = "step_bench",
                      .description = "Times a training step on random tokens.",
                      .options = {{"dim", "N", &dim, "width"},
@@ -38,7 +40,8 @@ int main(int argc, char** argv) {
                                  {"warmup", "N", &warmup, "steps before them"},
                                  {"threads", "N", &threads, "OpenMP threads a rank"},
                                  {"tp", "N", &tp, "tensor-parallel ranks"},
-                                 {"set", "KEY=VALUE", &set, "a key of [train], as for tf_train"}}};
+                                 {"set", "KEY=VALUE", &set, "a key of [train], as for tf_train"},
+                                 {"profile", "", &profile_wanted, "one step more, with a table of its kernels"}}};
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
     kernels::start_cpu_runtime(static_cast<int>(threads));
     ModelConfig config;
@@ -71,7 +74,7 @@ int main(int argc, char** argv) {
       targets.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i + 1);
     }
     std::vector<double> milliseconds;
-    for (std::int64_t i = 0; i < warmup + steps; ++i) {
+    const auto step = [&] {
       world.barrier();
       const auto start = std::chrono::steady_clock::now();
       model.parameters().clear_gradients();
@@ -81,7 +84,10 @@ int main(int argc, char** argv) {
       sync.finish(stream);
       const double norm = optimizer.gradient_norm(stream, train, 0, *mesh.tp_comm);
       optimizer.update(stream, train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
-      const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+      return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    };
+    for (std::int64_t i = 0; i < warmup + steps; ++i) {
+      const double ms = step();
       if (i >= warmup) milliseconds.push_back(ms);
     }
     std::ranges::sort(milliseconds);
@@ -97,6 +103,13 @@ int main(int argc, char** argv) {
           median, milliseconds.front(), milliseconds.back(), static_cast<double>(usage.ru_maxrss) / 1e3,
           static_cast<double>(allocator.report().total_peak) / 1e6,
           static_cast<double>(allocator.report().reserved) / 1e6);
+    }
+    if (profile_wanted) {
+      Profile profile;
+      stream.set_profile(&profile);
+      const double ms = step();
+      stream.set_profile(nullptr);
+      if (world.rank() == 0) bench::print_profile(stderr, profile, ms / 1e3, bench::measure_ceilings(allocator));
     }
     return ExitCode::done;
   });

@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 namespace {
@@ -28,6 +29,12 @@ void check_keys(const char* op, const char* name, const AttentionShape& s, const
   if (x.rows() < reach) throw ShapeError("{}: {} has {} rows, want at least {}", op, name, x.rows(), reach);
 }
 
+/// Pairs of a query and a key that it sees, over all sequences, of one head.
+double visible_pairs(const AttentionShape& s) {
+  const auto seen = static_cast<double>(s.kv_seq), queries = static_cast<double>(s.q_seq);
+  return static_cast<double>(s.batch) * queries * (seen - (queries - 1) / 2);
+}
+
 }  // namespace
 
 void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
@@ -46,6 +53,8 @@ void causal_attention_forward(Stream& stream, const AttentionShape& shape, Const
     check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
   }
   check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
+  const ProfileScope scope(stream, kOp,
+                           {4 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out)});
   with_compute_type(kOp, q.dtype,
                     [&](auto t) { cpu::causal_attention_forward<decltype(t)>(shape, q, k, v, out, lse, workspace); });
 }
@@ -72,6 +81,9 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   check_keys(kOp, "dk", shape, dk, q.dtype, columns);
   check_keys(kOp, "dv", shape, dv, q.dtype, columns);
   check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
+  const ProfileScope scope(
+      stream, kOp,
+      {10 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out, dout, dq, dk, dv)});
   with_compute_type(kOp, q.dtype, [&](auto t) {
     cpu::causal_attention_backward<decltype(t)>(shape, q, k, v, out, lse, dout, dq, dk, dv, workspace);
   });

@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/cross_entropy.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
@@ -10,6 +11,7 @@ void cross_entropy_row_max(Stream& stream, ConstTensorView logits, TensorView ro
   check_device(kOp, stream);
   check_matrix(kOp, "logits", logits, logits.dtype, logits.rows(), logits.columns());
   check_matrix(kOp, "row_max", row_max, logits.dtype, logits.rows(), 1);
+  const ProfileScope scope(stream, kOp, {static_cast<double>(logits.elements()), bytes_of(logits)});
   with_compute_type(kOp, logits.dtype, [&](auto t) { cpu::cross_entropy_row_max<decltype(t)>(logits, row_max); });
 }
 
@@ -23,6 +25,7 @@ void cross_entropy_row_sum(Stream& stream, ConstTensorView logits, ConstTensorVi
   check_vector(kOp, "targets", targets, DType::i32, rows);
   check_matrix(kOp, "row_sum", row_sum, logits.dtype, rows, 1);
   check_matrix(kOp, "target_logit", target_logit, logits.dtype, rows, 1);
+  const ProfileScope scope(stream, kOp, {20.0 * static_cast<double>(logits.elements()), bytes_of(logits)});
   with_compute_type(kOp, logits.dtype, [&](auto t) {
     cpu::cross_entropy_row_sum<decltype(t)>(logits, row_max, targets, first_column, row_sum, target_logit);
   });
@@ -50,6 +53,7 @@ void cross_entropy_backward(Stream& stream, ConstTensorView row_max, ConstTensor
   check_matrix(kOp, "row_max", row_max, logits.dtype, rows, 1);
   check_matrix(kOp, "row_sum", row_sum, logits.dtype, rows, 1);
   check_vector(kOp, "targets", targets, DType::i32, rows);
+  const ProfileScope scope(stream, kOp, {20.0 * static_cast<double>(logits.elements()), 2 * bytes_of(logits)});
   with_compute_type(kOp, logits.dtype, [&](auto t) {
     cpu::cross_entropy_backward<decltype(t)>(row_max, row_sum, targets, first_column, weight, logits);
   });

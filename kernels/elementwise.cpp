@@ -2,12 +2,14 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
 void fill(Stream& stream, TensorView y, double value) {
   check_device("fill", stream);
   check_matrix("fill", "y", y, y.dtype, y.rows(), y.columns());
+  const ProfileScope scope(stream, "fill", {0, bytes_of(y)});
   with_compute_type("fill", y.dtype, [&](auto t) { cpu::fill(y, static_cast<decltype(t)>(value)); });
 }
 
@@ -15,6 +17,7 @@ void add_to(Stream& stream, ConstTensorView x, GradMode mode, TensorView y) {
   check_device("add_to", stream);
   check_matrix("add_to", "y", y, y.dtype, y.rows(), y.columns());
   check_matrix("add_to", "x", x, y.dtype, y.rows(), y.columns());
+  const ProfileScope scope(stream, "add_to", {static_cast<double>(y.elements()), bytes_of(x) + bytes_written(mode, y)});
   with_compute_type("add_to", y.dtype, [&](auto t) { cpu::add_to<decltype(t)>(x, mode, y); });
 }
 
@@ -23,6 +26,7 @@ void add(Stream& stream, ConstTensorView a, ConstTensorView b, TensorView y) {
   check_matrix("add", "y", y, y.dtype, y.rows(), y.columns());
   check_matrix("add", "a", a, y.dtype, y.rows(), y.columns());
   check_matrix("add", "b", b, y.dtype, y.rows(), y.columns());
+  const ProfileScope scope(stream, "add", {static_cast<double>(y.elements()), bytes_of(a, b, y)});
   with_compute_type("add", y.dtype, [&](auto t) { cpu::add<decltype(t)>(a, b, y); });
 }
 
@@ -30,6 +34,7 @@ void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y) {
   check_device("scale", stream);
   check_matrix("scale", "y", y, y.dtype, y.rows(), y.columns());
   check_matrix("scale", "x", x, y.dtype, y.rows(), y.columns());
+  const ProfileScope scope(stream, "scale", {static_cast<double>(y.elements()), bytes_of(x, y)});
   with_compute_type("scale", y.dtype, [&](auto t) { cpu::scale(static_cast<decltype(t)>(alpha), x, y); });
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/embedding.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
@@ -14,6 +15,7 @@ void embedding_forward(Stream& stream, ConstTensorView tokens, ConstTensorView t
   check_matrix(kOp, "y", y, table.dtype, tokens.elements(), table.columns());
   check_matrix(kOp, "table", table, table.dtype, table.rows(), table.columns());
   check_vector(kOp, "tokens", tokens, DType::i32, tokens.elements());
+  const ProfileScope scope(stream, kOp, {0, 2 * bytes_of(y)});
   with_compute_type(kOp, table.dtype,
                     [&](auto t) { cpu::embedding_forward<decltype(t)>(tokens, table, first_row, y); });
 }
@@ -30,6 +32,10 @@ void embedding_backward(Stream& stream, ConstTensorView tokens, ConstTensorView 
     throw ShapeError("{}: {} tokens, {} rows; positions are 32 bits", kOp, tokens.elements(), dtable.rows());
   }
   check_workspace(kOp, workspace, DType::i32, embedding_workspace(tokens.elements(), dtable.rows()));
+  const double read = bytes_of(dy) * (mode == GradMode::accumulate ? 2 : 1);
+  const ProfileScope scope(
+      stream, kOp,
+      {static_cast<double>(dy.elements()), read + (mode == GradMode::overwrite ? bytes_of(dtable) : bytes_of(dy))});
   with_compute_type(kOp, dtable.dtype, [&](auto t) {
     cpu::embedding_backward<decltype(t)>(tokens, dy, first_row, mode, dtable, workspace);
   });

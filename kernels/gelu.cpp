@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/gelu.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
@@ -10,6 +11,7 @@ void gelu_forward(Stream& stream, ConstTensorView x, TensorView y) {
   check_device(op, stream);
   check_matrix(op, "x", x, x.dtype, x.rows(), x.columns());
   check_matrix(op, "y", y, x.dtype, x.rows(), x.columns());
+  const ProfileScope scope(stream, op, {25.0 * static_cast<double>(x.elements()), bytes_of(x, y)});
   with_compute_type(op, x.dtype, [&](auto t) { cpu::gelu_forward<decltype(t)>(x, y); });
 }
 
@@ -19,6 +21,8 @@ void gelu_backward(Stream& stream, ConstTensorView x, ConstTensorView dy, GradMo
   check_matrix(op, "x", x, x.dtype, x.rows(), x.columns());
   check_matrix(op, "dy", dy, x.dtype, x.rows(), x.columns());
   check_matrix(op, "dx", dx, x.dtype, x.rows(), x.columns());
+  const ProfileScope scope(stream, op,
+                           {30.0 * static_cast<double>(x.elements()), bytes_of(x, dy) + bytes_written(mode, dx)});
   with_compute_type(op, x.dtype, [&](auto t) { cpu::gelu_backward<decltype(t)>(x, dy, mode, dx); });
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
@@ -22,6 +23,7 @@ void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTen
       throw ShapeError("gemm: a size or row stride of {} is more than a 32-bit BLAS can take", size);
     }
   }
+  const ProfileScope scope(stream, op, {product_flops(m, n, k), bytes_of(a, b) + bytes_written(mode, c)});
   with_compute_type(op, c.dtype, [&](auto t) { cpu::gemm<decltype(t)>(a_op, b_op, alpha, a, b, mode, c); });
 }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/layer_norm.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
@@ -21,6 +22,7 @@ void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weigh
   }
   if (mean) check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
   if (rstd) check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
+  const ProfileScope scope(stream, kOp, {8.0 * static_cast<double>(x.elements()), bytes_of(x, y)});
   with_compute_type(kOp, dtype,
                     [&](auto t) { cpu::layer_norm_forward<decltype(t)>(x, weight, bias, eps, y, mean, rstd); });
 }
@@ -44,6 +46,8 @@ void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weig
     check_vector(kOp, "dweight", dweight, dtype, x.columns());
     check_vector(kOp, "dbias", dbias, dtype, x.columns());
   }
+  const ProfileScope scope(stream, kOp,
+                           {12.0 * static_cast<double>(x.elements()), bytes_of(x, dy) + bytes_written(dx_mode, dx)});
   with_compute_type(kOp, dtype, [&](auto t) {
     using T = decltype(t);
     // First the parameters: dx may lie over dy.

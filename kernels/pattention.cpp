@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/pattention.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 namespace {
@@ -62,6 +63,7 @@ void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorV
       .scores("scores", scores)
       .stat(stat)
       .workspace(workspace, pattention_forward_workspace(x.rows(), keys.rows(), keys.columns(), 0));
+  const ProfileScope scope(stream, op, {product_flops(x.rows(), keys.rows(), x.columns()), bytes_of(x, keys, scores)});
   with_compute_type(op, x.dtype, [&](auto t) {
     cpu::pattention_scores_forward<decltype(t)>(norm, x, keys, scores, stat, workspace);
   });
@@ -80,6 +82,7 @@ std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double 
       .matrix("U", u, rows, values.columns())
       .weight("weight", weight)
       .workspace(workspace, pattention_forward_workspace(rows, tokens, 0, values.columns()));
+  const ProfileScope scope(stream, op, {product_flops(rows, values.columns(), tokens), bytes_of(scores, values, u)});
   return with_compute_type(op, scores.dtype, [&](auto t) {
     return cpu::pattention_mix_forward<decltype(t)>(norm, scale, scores, stat, values, u, weight, workspace);
   });
@@ -100,6 +103,9 @@ std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, double scal
       .matrix("U", u, rows, values.columns())
       .weight("weight", weight)
       .workspace(workspace, pattention_forward_workspace(rows, tokens, keys.columns(), values.columns()));
+  const ProfileScope scope(
+      stream, op,
+      {product_flops(rows, tokens, keys.columns() + values.columns()), bytes_of(x, keys, values, scores, u)});
   return with_compute_type(op, x.dtype, [&](auto t) {
     return cpu::pattention_forward<decltype(t)>(norm, scale, x, keys, values, scores, stat, u, weight, workspace);
   });
@@ -127,6 +133,9 @@ void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, 
       .scores("dscores", dscores)
       .dot(dot)
       .workspace(workspace, pattention_backward_workspace(rows, tokens, 0, values.columns()));
+  const ProfileScope scope(stream, op,
+                           {product_flops(rows, tokens, values.columns() * (dvalues ? 2 : 1)),
+                            bytes_of(scores, values, du, dscores) + bytes_written(dvalues_mode, dvalues)});
   with_compute_type(op, scores.dtype, [&](auto t) {
     cpu::pattention_mix_backward<decltype(t)>(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues,
                                               dscores, dot, workspace);
@@ -150,6 +159,11 @@ void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scal
       .gradient("dX", dx, rows, keys.columns())
       .gradient("dK", dkeys, tokens, keys.columns())
       .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), 0));
+  const std::int64_t products = (dx ? 1 : 0) + (dkeys ? 1 : 0);
+  const ProfileScope scope(
+      stream, op,
+      {product_flops(rows, tokens, keys.columns() * products),
+       bytes_of(scores, x, keys, dscores) + bytes_written(dx_mode, dx) + bytes_written(dkeys_mode, dkeys)});
   with_compute_type(op, x.dtype, [&](auto t) {
     cpu::pattention_scores_backward<decltype(t)>(norm, scale, scores, stat, dot, x, keys, dscores, dx_mode, dx,
                                                  dkeys_mode, dkeys, workspace);
@@ -176,6 +190,11 @@ void pattention_backward(Stream& stream, PattentionNorm norm, double scale, Cons
       .gradient("dK", dkeys, tokens, keys.columns())
       .gradient("dV", dvalues, tokens, values.columns())
       .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), values.columns()));
+  const std::int64_t width = keys.columns() * ((dx ? 1 : 0) + (dkeys ? 1 : 0)) + values.columns() * (dvalues ? 2 : 1);
+  const ProfileScope scope(stream, op,
+                           {product_flops(rows, tokens, width),
+                            bytes_of(scores, x, keys, values, du) + bytes_written(dx_mode, dx) +
+                                bytes_written(dkeys_mode, dkeys) + bytes_written(dvalues_mode, dvalues)});
   with_compute_type(op, x.dtype, [&](auto t) {
     cpu::pattention_backward<decltype(t)>(norm, scale, scores, stat, x, keys, values, du, dweight, dx_mode, dx,
                                           dkeys_mode, dkeys, dvalues_mode, dvalues, workspace);

@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/rotary.h"
+#include "kernels/work.h"
 
 namespace tforge::kernels {
 
@@ -35,6 +36,8 @@ void rotary_apply(Stream& stream, RotaryDirection direction, ConstTensorView cos
     throw ShapeError("{}: positions {}..{}, the tables hold 0..{}", kOp, first_position, first_position + seq - 1,
                      cosine.rows() - 1);
   }
+  const double rotated = static_cast<double>(x.rows() * heads * 2 * cosine.columns());
+  const ProfileScope scope(stream, kOp, {3 * rotated, 2 * rotated * static_cast<double>(size_of(x.dtype))});
   with_compute_type(kOp, x.dtype, [&](auto t) {
     cpu::rotary_apply<decltype(t)>(direction, cosine, sine, heads, seq, first_position, x);
   });
