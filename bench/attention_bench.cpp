@@ -1,13 +1,12 @@
 // Causal attention. `GFLOP/s` counts the products of the causal half alone: 4 head_dim S (S + 1) / 2 operations a head
 // forward, 10 backward (scores again, dP, dQ, dK, dV), so it is below what the processor does by the softmax and by the
-// part of the diagonal blocks that is thrown away. PeakFma is what the processor can do.
+// part of the diagonal blocks that is thrown away. Sgemm is what a large product reaches.
 #include "kernels/attention.h"
 
 #include <benchmark/benchmark.h>
 
 #include <vector>
 
-#include "kernels/cpu/simd.h"
 #include "kernels/gemm.h"
 
 namespace tforge {
@@ -75,20 +74,20 @@ void backward(benchmark::State& state) {
   x.rate(state, 10);
 }
 
-/// Twelve independent chains of multiply-adds: the most an AVX2 processor does.
-void peak_fma(benchmark::State& state) {
-  using kernels::cpu::F32x8;
-  F32x8 c[12];
-  for (auto& x : c) x = F32x8::all(1);
-  F32x8 a = F32x8::all(0.999F);
+/// What a large product reaches.
+void sgemm(benchmark::State& state) {
+  kernels::start_cpu_runtime(1);
+  Allocator allocator;
+  Stream stream;
+  constexpr std::int64_t kSide = 1024;
+  const auto zeros = [&] { return Tensor::zeros(allocator, {kSide, kSide}, DType::f32, Purpose::activations); };
+  Tensor a = zeros(), b = zeros(), c = zeros();
   for (auto _ : state) {
-    for (int i = 0; i < 1000; ++i) {
-#pragma GCC unroll 12
-      for (auto& x : c) x = fma(x, a, a);
-    }
-    benchmark::DoNotOptimize(c);
+    kernels::gemm(stream, kernels::Transpose::no, kernels::Transpose::no, 1, a.view(), b.view(), GradMode::overwrite,
+                  c.view());
   }
-  state.counters["GFLOP/s"] = benchmark::Counter(1000 * 12 * 16 * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(2e-9 * kSide * kSide * kSide, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {
@@ -96,7 +95,7 @@ void shapes(benchmark::internal::Benchmark* b) {
   b->Args({8, 8, 256, 256, 32})->Args({16, 4, 256, 256, 32})->Args({1, 12, 512, 512, 64});
   b->Unit(benchmark::kMillisecond);
 }
-BENCHMARK(peak_fma)->Name("PeakFma");
+BENCHMARK(sgemm)->Name("Sgemm")->Unit(benchmark::kMillisecond);
 BENCHMARK(forward)->Name("AttentionForward")->Apply(shapes);
 BENCHMARK(backward)->Name("AttentionBackward")->Apply(shapes);
 BENCHMARK(forward)

@@ -1,31 +1,29 @@
 // Causal attention of one head at a time. Queries go in blocks of kBlock rows; a block's scores against the keys it
 // sees lie in a [kBlock, keys] buffer that stays in L2, so a row's softmax needs no rescaling.
 //
-// All products run through one register tile of up to six rows by one panel of two vectors. An element of a product
-// is a single chain of multiply-adds in order of the inner index, whatever the number of rows and however the inner
-// index is cut: a row's bits do not depend on the rows it is computed with, which makes generation from a cache equal
-// to the full pass. Keys that a row does not see have probability 0 and leave the chain as it is.
+// All products run through the tiles of tile.h. An element of a product is a sum of chains of multiply-adds of kDepth
+// keys each, from key 0 on, whatever the number of rows: a row's bits do not depend on the rows it is computed with,
+// which makes generation from a cache equal to the full pass. Keys that a row does not see have probability 0 and leave
+// a chain as it is.
 #include "kernels/cpu/attention.h"
 
+#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <type_traits>
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/row_passes.h"
+#include "kernels/cpu/tile.h"
 
 namespace tforge::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kTile = 6;     // rows of a register tile: 12 accumulators of 16 registers
-constexpr std::int64_t kBlock = 24;   // query rows of a block
-constexpr std::int64_t kDepth = 256;  // rows of a panel used at once: 16 KiB, half of L1
-constexpr std::int64_t kPad = 16;     // workspace extents are multiples of this; so is every panel width
-
-template <class T>
-constexpr std::int64_t kPanel = 2 * Vec<T>::kLanes;
+constexpr std::int64_t kBlock = 2 * kTileRows;  // query rows of a block
+constexpr std::int64_t kDepth = 256;            // keys of a chain
+constexpr std::int64_t kPad = 32;               // workspace extents are multiples of this; so is every panel width
 
 constexpr std::int64_t padded(std::int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
@@ -43,43 +41,10 @@ struct Panel {
   std::int64_t row;
 };
 
-/// c [M, panel] {=, +=} a [M, depth] b [depth, panel].
-template <class T, int M>
-void tile_of(std::int64_t depth, Left<T> a, Panel<T> b, GradMode mode, T* c, std::int64_t c_row) {
-  using V = Vec<T>;
-  V left[M], right[M];
-#pragma GCC unroll 6
-  for (int i = 0; i < M; ++i) {
-    left[i] = mode == GradMode::accumulate ? V::load(c + i * c_row) : V::all(0);
-    right[i] = mode == GradMode::accumulate ? V::load(c + i * c_row + V::kLanes) : V::all(0);
-  }
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const V b0 = V::load(b.data + k * b.row);
-    const V b1 = V::load(b.data + k * b.row + V::kLanes);
-#pragma GCC unroll 6
-    for (int i = 0; i < M; ++i) {
-      const V x = V::all(a.data[i * a.row + k * a.step]);
-      left[i] = fma(x, b0, left[i]);
-      right[i] = fma(x, b1, right[i]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < M; ++i) {
-    left[i].store(c + i * c_row);
-    right[i].store(c + i * c_row + V::kLanes);
-  }
-}
-
+/// c [rows, panel] {=, +=} a [rows, depth] b [depth, panel] for up to kTileRows rows.
 template <class T>
 void tile(std::int64_t rows, std::int64_t depth, Left<T> a, Panel<T> b, GradMode mode, T* c, std::int64_t c_row) {
-  switch (rows) {
-    case 1: return tile_of<T, 1>(depth, a, b, mode, c, c_row);
-    case 2: return tile_of<T, 2>(depth, a, b, mode, c, c_row);
-    case 3: return tile_of<T, 3>(depth, a, b, mode, c, c_row);
-    case 4: return tile_of<T, 4>(depth, a, b, mode, c, c_row);
-    case 5: return tile_of<T, 5>(depth, a, b, mode, c, c_row);
-    default: return tile_of<T, 6>(depth, a, b, mode, c, c_row);
-  }
+  tile_product<T>()(rows, depth, a.data, a.row, a.step, b.data, b.row, c, c_row, mode);
 }
 
 /// to[k * to_row + r] = from[r * from_row + k] for an 8 x 8 block, in registers.
@@ -111,120 +76,37 @@ template <class T>
 void pack_transposed(const T* x, std::int64_t x_row, std::int64_t count, std::int64_t columns, T* panel) {
   std::int64_t c = 0;
   if constexpr (std::is_same_v<T, float>) {
-    if (count >= kPanel<T>) {
+    if (count >= kPanelColumns<T>) {
       for (; c + 8 <= columns; c += 8) {
-        transpose_8x8(x + c, x_row, panel + c * kPanel<T>, kPanel<T>);
-        transpose_8x8(x + 8 * x_row + c, x_row, panel + c * kPanel<T> + 8, kPanel<T>);
+        for (std::int64_t r = 0; r < kPanelColumns<T>; r += 8) {
+          transpose_8x8(x + r * x_row + c, x_row, panel + c * kPanelColumns<T> + r, kPanelColumns<T>);
+        }
       }
     }
   }
   for (; c < columns; ++c) {
-    for (std::int64_t r = 0; r < kPanel<T>; ++r) panel[c * kPanel<T> + r] = r < count ? x[r * x_row + c] : T(0);
+    for (std::int64_t r = 0; r < kPanelColumns<T>; ++r)
+      panel[c * kPanelColumns<T> + r] = r < count ? x[r * x_row + c] : T(0);
   }
 }
 
-/// Rows [first, last) of x into panels of kPanel columns, each `height` rows; missing columns are 0.
+/// Rows [first, last) of x into panels of kPanelColumns columns, each `height` rows; missing columns are 0.
 template <class T>
 void pack_rows(const T* x, std::int64_t x_row, std::int64_t first, std::int64_t last, std::int64_t columns,
                std::int64_t height, T* panels) {
-  using V = Vec<T>;
-  for (std::int64_t c = 0; c < columns; c += kPanel<T>, panels += height * kPanel<T>) {
-    const std::int64_t count = std::min(kPanel<T>, columns - c);
+  constexpr std::int64_t kWidth = kPanelColumns<T>;
+  for (std::int64_t c = 0; c < columns; c += kWidth, panels += height * kWidth) {
+    const std::int64_t count = std::min(kWidth, columns - c);
     for (std::int64_t r = first; r < last; ++r) {
       const T* from = x + r * x_row + c;
-      T* to = panels + r * kPanel<T>;
-      if (count == kPanel<T>) {
-        V::load(from).store(to);
-        V::load(from + V::kLanes).store(to + V::kLanes);
+      T* to = panels + r * kWidth;
+      if (count == kWidth) {
+        std::copy_n(from, kWidth, to);
       } else {
-        for (std::int64_t i = 0; i < kPanel<T>; ++i) to[i] = i < count ? from[i] : T(0);
+        std::fill_n(std::copy_n(from, count, to), kWidth - count, T(0));
       }
     }
   }
-}
-
-/// exp(x) for x that is at most about 0. Far below, e^-87 stands for 0.
-inline F32x8 exp_of_negative(F32x8 x) { return exp_in_range(max(F32x8::all(-87.3F), x)); }
-inline F64x4 exp_of_negative(F64x4 x) { return exp(x); }
-
-/// Zeros behind the n probabilities of a row, as far as a tile that the row is part of may read.
-template <class T>
-void clear_behind(T* row, std::int64_t n) {
-  constexpr std::int64_t kLanes = Vec<T>::kLanes;
-  for (std::int64_t j = (n + kLanes - 1) / kLanes * kLanes; j < n + kTile - 1; j += kLanes)
-    Vec<T>::all(0).store(row + j);
-}
-
-template <class T>
-struct Softmax {
-  T max;
-  T sum;
-};
-
-/// row[j] = exp(scale row[j] - max) for the n keys that the row sees, where max is the largest scaled score.
-template <class T>
-Softmax<T> exponentials(T* row, std::int64_t n, T scale) {
-  using V = Vec<T>;
-  constexpr std::int64_t kLanes = V::kLanes;
-  const V lowest = V::all(-std::numeric_limits<T>::infinity());
-  const std::int64_t whole = n / kLanes * kLanes;
-  V m0 = lowest, m1 = lowest;
-  std::int64_t j = 0;
-  for (; j + 2 * kLanes <= whole; j += 2 * kLanes) {
-    m0 = max(V::load(row + j), m0);
-    m1 = max(V::load(row + j + kLanes), m1);
-  }
-  if (j < whole) m0 = max(V::load(row + j), m0);
-  if (whole < n) m1 = max(first_lanes(n - whole, V::load(row + whole), lowest), m1);
-  const T largest = max_lanes(max(m0, m1)) * scale;
-
-  const V factor = V::all(scale), shift = V::all(-largest);
-  V z0 = V::all(0), z1 = z0;
-  const auto step = [&](std::int64_t at) {
-    const V e = exp_of_negative(fma(V::load(row + at), factor, shift));
-    e.store(row + at);
-    return e;
-  };
-  for (j = 0; j + 2 * kLanes <= whole; j += 2 * kLanes) {
-    z0 = z0 + step(j);
-    z1 = z1 + step(j + kLanes);
-  }
-  if (j < whole) z0 = z0 + step(j);
-  if (whole < n) {
-    const V e = first_lanes(n - whole, exp_of_negative(fma(V::load(row + whole), factor, shift)), V::all(0));
-    e.store(row + whole);
-    z1 = z1 + e;
-  }
-  clear_behind(row, n);
-  return {largest, sum_lanes(z0 + z1)};
-}
-
-/// p[j] = exp(scale p[j] - lse) and ds[j] = p[j] (ds[j] - dot) for the n keys that the row sees.
-template <class T>
-void probabilities_and_score_gradients(T* p, T* ds, std::int64_t n, T scale, T lse, T dot) {
-  using V = Vec<T>;
-  constexpr std::int64_t kLanes = V::kLanes;
-  const V factor = V::all(scale), shift = V::all(-lse), d = V::all(dot), zero = V::all(0);
-  const std::int64_t whole = n / kLanes * kLanes;
-  for (std::int64_t j = 0; j < whole; j += kLanes) {
-    const V e = exp_of_negative(fma(V::load(p + j), factor, shift));
-    e.store(p + j);
-    (e * (V::load(ds + j) - d)).store(ds + j);
-  }
-  if (whole < n) {
-    const V e = first_lanes(n - whole, exp_of_negative(fma(V::load(p + whole), factor, shift)), zero);
-    e.store(p + whole);
-    first_lanes(n - whole, e * (V::load(ds + whole) - d), zero).store(ds + whole);
-  }
-  clear_behind(p, n);
-  clear_behind(ds, n);
-}
-
-/// to[i] = factor * from[i]
-template <class T>
-void store_scaled(const T* from, T factor, std::int64_t count, T* to) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) to[i] = factor * from[i];
 }
 
 /// Extents of the workspace of one thread, in elements.
@@ -272,10 +154,10 @@ auto head_of(const View& view, std::int64_t first_row, std::int64_t column) {
 template <class T>
 void panel_of_scores(const T* x, std::int64_t x_row, std::int64_t m, std::int64_t seen, std::int64_t head_dim,
                      const T* panel, std::int64_t first_key, T* scores, std::int64_t scores_row) {
-  const std::int64_t first = std::max<std::int64_t>(0, first_key - seen) / kTile * kTile;
-  for (std::int64_t i = first; i < m; i += kTile) {
-    tile<T>(std::min(kTile, m - i), head_dim, {x + i * x_row, x_row, 1}, {panel, kPanel<T>}, GradMode::overwrite,
-            scores + i * scores_row + first_key, scores_row);
+  const std::int64_t first = std::max<std::int64_t>(0, first_key - seen) / kTileRows * kTileRows;
+  for (std::int64_t i = first; i < m; i += kTileRows) {
+    tile<T>(std::min(kTileRows, m - i), head_dim, {x + i * x_row, x_row, 1}, {panel, kPanelColumns<T>},
+            GradMode::overwrite, scores + i * scores_row + first_key, scores_row);
   }
 }
 
@@ -284,10 +166,10 @@ template <class T>
 void mix(const T* p, std::int64_t p_row, std::int64_t m, std::int64_t seen, std::int64_t head_dim, Panel<T> v,
          std::int64_t v_panel, T* y, std::int64_t y_row) {
   for (std::int64_t k = 0; k < seen + m; k += kDepth) {
-    for (std::int64_t c = 0; c < head_dim; c += kPanel<T>) {
-      const Panel<T> panel{v.data + c / kPanel<T> * v_panel + k * v.row, v.row};
-      for (std::int64_t i = 0; i < m; i += kTile) {
-        const std::int64_t rows = std::min(kTile, m - i);
+    for (std::int64_t c = 0; c < head_dim; c += kPanelColumns<T>) {
+      const Panel<T> panel{v.data + c / kPanelColumns<T> * v_panel + k * v.row, v.row};
+      for (std::int64_t i = 0; i < m; i += kTileRows) {
+        const std::int64_t rows = std::min(kTileRows, m - i);
         const std::int64_t depth = std::min(kDepth, seen + i + rows - k);
         if (depth <= 0) continue;
         tile<T>(rows, depth, {p + i * p_row + k, p_row, 1}, panel, k == 0 ? GradMode::overwrite : GradMode::accumulate,
@@ -310,9 +192,10 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
   // With one block of queries a packed operand is used once: keys are packed panel by panel in one place, and values
   // are read where they lie when their columns fill whole panels.
   const bool one_block = shape.q_seq <= kBlock;
-  const bool values_in_place = one_block && head_dim % kPanel<T> == 0;
+  const bool values_in_place = one_block && head_dim % kPanelColumns<T> == 0;
   T* const scratch = workspace.as<T>();
   T* const lses = lse ? lse.as<T>() : nullptr;
+  const RowPasses<T>& passes = row_passes<T>();
 
   parallel_blocks(shape.batch * shape.heads, [&](std::int64_t index) {
     const std::int64_t b = index / shape.heads;
@@ -330,11 +213,12 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
     for (std::int64_t row = 0; row < shape.q_seq; row += kBlock) {
       const std::int64_t m = std::min(kBlock, shape.q_seq - row);
       const std::int64_t seen = earlier + row;  // row i of the block sees the keys 0 .. seen + i
-      for (std::int64_t j = 0; j < seen + m; j += kPanel<T>) {
+      for (std::int64_t j = 0; j < seen + m; j += kPanelColumns<T>) {
         T* const panel = key_panels + (one_block ? 0 : j * head_dim);
         if (j >= keys_packed) {
-          pack_transposed(keys.data + j * keys.row, keys.row, std::min(kPanel<T>, shape.kv_seq - j), head_dim, panel);
-          keys_packed = j + kPanel<T>;
+          pack_transposed(keys.data + j * keys.row, keys.row, std::min(kPanelColumns<T>, shape.kv_seq - j), head_dim,
+                          panel);
+          keys_packed = j + kPanelColumns<T>;
         }
         panel_of_scores<T>(queries.data + row * queries.row, queries.row, m, seen, head_dim, panel, j, scores,
                            extents.scores_row);
@@ -345,16 +229,17 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
       }
       Softmax<T> softmax[kBlock];
       for (std::int64_t i = 0; i < m; ++i) {
-        softmax[i] = exponentials(scores + i * extents.scores_row, seen + i + 1, scale);
+        const std::int64_t count = seen + i + 1;
+        softmax[i] = passes.exponentials(scores + i * extents.scores_row, count, count + kTileRows - 1, scale);
       }
       if (values_in_place) {
-        mix<T>(scores, extents.scores_row, m, seen, head_dim, {values.data, values.row}, kPanel<T>, y, wide);
+        mix<T>(scores, extents.scores_row, m, seen, head_dim, {values.data, values.row}, kPanelColumns<T>, y, wide);
       } else {
-        mix<T>(scores, extents.scores_row, m, seen, head_dim, {value_panels, kPanel<T>}, shape.kv_seq * kPanel<T>, y,
-               wide);
+        mix<T>(scores, extents.scores_row, m, seen, head_dim, {value_panels, kPanelColumns<T>},
+               shape.kv_seq * kPanelColumns<T>, y, wide);
       }
       for (std::int64_t i = 0; i < m; ++i) {
-        store_scaled(y + i * wide, T(1) / softmax[i].sum, head_dim, outputs.data + (row + i) * outputs.row);
+        passes.scale(T(1) / softmax[i].sum, y + i * wide, head_dim, outputs.data + (row + i) * outputs.row);
         if (lses != nullptr) {
           lses[(b * shape.q_seq + row + i) * shape.heads + index % shape.heads] =
               softmax[i].max + std::log(softmax[i].sum);
@@ -374,6 +259,7 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
   const Extents extents(shape, head_dim);
   const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(head_dim)));
   T* const scratch = workspace.as<T>();
+  const RowPasses<T>& passes = row_passes<T>();
 
   parallel_blocks(shape.batch * shape.heads, [&](std::int64_t index) {
     const std::int64_t b = index / shape.heads;
@@ -392,8 +278,8 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
     T* const query_rows = pieces.take(extents.rows);
     T* const gradient_rows = pieces.take(extents.rows);
     T* const dqueries = pieces.take(extents.rows);
-    for (std::int64_t j = 0; j < seq; j += kPanel<T>) {
-      const std::int64_t count = std::min(kPanel<T>, seq - j);
+    for (std::int64_t j = 0; j < seq; j += kPanelColumns<T>) {
+      const std::int64_t count = std::min(kPanelColumns<T>, seq - j);
       pack_transposed(keys.data + j * keys.row, keys.row, count, head_dim, key_panels + j * head_dim);
       pack_transposed(values.data + j * values.row, values.row, count, head_dim, value_panels + j * head_dim);
     }
@@ -405,44 +291,44 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
       const std::int64_t m = std::min(kBlock, seq - row);
       const T* const x = queries.data + row * queries.row;
       const T* const dy = gradients.data + row * gradients.row;
-      for (std::int64_t j = 0; j < row + m; j += kPanel<T>) {
+      for (std::int64_t j = 0; j < row + m; j += kPanelColumns<T>) {
         panel_of_scores<T>(x, queries.row, m, row, head_dim, key_panels + j * head_dim, j, p, extents.scores_row);
         panel_of_scores<T>(dy, gradients.row, m, row, head_dim, value_panels + j * head_dim, j, ds, extents.scores_row);
       }
       for (std::int64_t i = 0; i < m; ++i) {
         // sum_j P_j dP_j = <dout, out>
         const T* const y = outputs.data + (row + i) * outputs.row;
-        T dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (std::int64_t c = 0; c < head_dim; ++c) dot += dy[i * gradients.row + c] * y[c];
-        probabilities_and_score_gradients(p + i * extents.scores_row, ds + i * extents.scores_row, row + i + 1, scale,
-                                          lse.as<T>()[(b * seq + row + i) * shape.heads + h], dot);
+        const T dot = passes.dot(dy + i * gradients.row, y, head_dim);
+        const std::int64_t count = row + i + 1;
+        passes.score_gradients(p + i * extents.scores_row, ds + i * extents.scores_row, count, count + kTileRows - 1,
+                               scale, lse.as<T>()[(b * seq + row + i) * shape.heads + h], dot);
       }
-      mix<T>(ds, extents.scores_row, m, row, head_dim, {key_rows, kPanel<T>}, seq * kPanel<T>, dqueries, wide);
+      mix<T>(ds, extents.scores_row, m, row, head_dim, {key_rows, kPanelColumns<T>}, seq * kPanelColumns<T>, dqueries,
+             wide);
       const auto to = head(dq, seq);
       for (std::int64_t i = 0; i < m; ++i) {
-        store_scaled(dqueries + i * wide, scale, head_dim, to.data + (row + i) * to.row);
+        passes.scale(scale, dqueries + i * wide, head_dim, to.data + (row + i) * to.row);
       }
       // Keys gather over the rows of the block that see them, from `first` on.
       pack_rows(x, queries.row, 0, m, head_dim, kBlock, query_rows);
       pack_rows(dy, gradients.row, 0, m, head_dim, kBlock, gradient_rows);
-      for (std::int64_t c = 0; c < head_dim; c += kPanel<T>) {
-        for (std::int64_t j = 0; j < row + m; j += kTile) {
-          const std::int64_t count = std::min(kTile, row + m - j);
+      for (std::int64_t c = 0; c < head_dim; c += kPanelColumns<T>) {
+        for (std::int64_t j = 0; j < row + m; j += kTileRows) {
+          const std::int64_t count = std::min(kTileRows, row + m - j);
           const std::int64_t first = std::max<std::int64_t>(0, j - row);
           const std::int64_t at = first * extents.scores_row + j;
-          const std::int64_t panel = c * kBlock + first * kPanel<T>;
-          tile<T>(count, m - first, {ds + at, 1, extents.scores_row}, {query_rows + panel, kPanel<T>},
+          const std::int64_t panel = c * kBlock + first * kPanelColumns<T>;
+          tile<T>(count, m - first, {ds + at, 1, extents.scores_row}, {query_rows + panel, kPanelColumns<T>},
                   GradMode::accumulate, dkeys + j * wide + c, wide);
-          tile<T>(count, m - first, {p + at, 1, extents.scores_row}, {gradient_rows + panel, kPanel<T>},
+          tile<T>(count, m - first, {p + at, 1, extents.scores_row}, {gradient_rows + panel, kPanelColumns<T>},
                   GradMode::accumulate, dvalues + j * wide + c, wide);
         }
       }
     }
     const auto to_k = head(dk, shape.kv_stride), to_v = head(dv, shape.kv_stride);
     for (std::int64_t j = 0; j < seq; ++j) {
-      store_scaled(dkeys + j * wide, scale, head_dim, to_k.data + j * to_k.row);
-      store_scaled(dvalues + j * wide, T(1), head_dim, to_v.data + j * to_v.row);
+      passes.scale(scale, dkeys + j * wide, head_dim, to_k.data + j * to_k.row);
+      std::copy_n(dvalues + j * wide, head_dim, to_v.data + j * to_v.row);
     }
   });
 }

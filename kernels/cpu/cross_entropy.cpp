@@ -2,56 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/row_passes.h"
 
 namespace tforge::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kSmall = 8192;  // logits below which a parallel region costs more than it saves
-constexpr std::int64_t kPiece = 1024;  // columns summed in T before they join the f64 total
-
-/// Largest element. A NaN may be passed over: it reappears in the sum of exponentials.
-template <class T>
-T largest(const T* z, std::int64_t count) {
-  using V = Vec<T>;
-  constexpr std::int64_t kLanes = V::kLanes;
-  constexpr T kLowest = -std::numeric_limits<T>::infinity();
-  V m0 = V::all(kLowest), m1 = m0;
-  std::int64_t j = 0;
-  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
-    m0 = max(V::load(z + j), m0);
-    m1 = max(V::load(z + j + kLanes), m1);
-  }
-  T m = max_lanes(max(m0, m1));
-  for (; j < count; ++j) m = std::max(m, z[j]);
-  return m;
-}
-
-/// sum exp(z - shift)
-template <class T>
-T sum_of_exponentials(const T* z, std::int64_t count, T shift) {
-  using V = Vec<T>;
-  constexpr std::int64_t kLanes = V::kLanes;
-  const V s = V::all(shift);
-  double total = 0;
-  for (std::int64_t first = 0; first < count; first += kPiece) {
-    const std::int64_t last = std::min(count, first + kPiece);
-    V a = V::all(0), b = a;
-    std::int64_t j = first;
-    for (; j + 2 * kLanes <= last; j += 2 * kLanes) {
-      a = a + exp(V::load(z + j) - s);
-      b = b + exp(V::load(z + j + kLanes) - s);
-    }
-    for (; j < last; j += kLanes) {
-      const std::int64_t n = std::min(kLanes, last - j);
-      a = a + first_lanes(n, exp(V::load(z + j, n) - s), V::all(0));
-    }
-    total += static_cast<double>(sum_lanes(a + b));
-  }
-  return static_cast<T>(total);
-}
 
 }  // namespace
 
@@ -60,9 +17,10 @@ void cross_entropy_row_max(ConstTensorView logits, TensorView row_max) {
   const std::int64_t rows = logits.rows();
   const T* const z = logits.as<T>();
   T* const out = row_max.as<T>();
+  const RowPasses<T>& passes = row_passes<T>();
 #pragma omp parallel for schedule(static) if (logits.elements() > kSmall)
   for (std::int64_t r = 0; r < rows; ++r) {
-    out[r * row_max.row_stride] = largest(z + r * logits.row_stride, logits.columns());
+    out[r * row_max.row_stride] = passes.largest(z + r * logits.row_stride, logits.columns());
   }
 }
 
@@ -75,11 +33,12 @@ void cross_entropy_row_sum(ConstTensorView logits, ConstTensorView row_max, Cons
   const auto* const target = targets.as<std::int32_t>();
   T* const sum = row_sum.as<T>();
   T* const logit = target_logit.as<T>();
+  const RowPasses<T>& passes = row_passes<T>();
 #pragma omp parallel for schedule(static) if (logits.elements() > kSmall)
   for (std::int64_t r = 0; r < rows; ++r) {
     const T* row = z + r * logits.row_stride;
     const T m = shift[r * row_max.row_stride];
-    sum[r * row_sum.row_stride] = sum_of_exponentials(row, logits.columns(), m);
+    sum[r * row_sum.row_stride] = passes.sum_of_exponentials(row, logits.columns(), m);
     const std::int64_t column = target[r] - first_column;
     const bool held = target[r] >= 0 && column >= 0 && column < logits.columns();
     logit[r * target_logit.row_stride] = held ? row[column] - m : T(0);
@@ -103,8 +62,7 @@ void cross_entropy_nll(ConstTensorView row_sum, ConstTensorView target_logit, Co
 template <class T>
 void cross_entropy_backward(ConstTensorView row_max, ConstTensorView row_sum, ConstTensorView targets,
                             std::int64_t first_column, double weight, TensorView logits) {
-  using V = Vec<T>;
-  constexpr std::int64_t kLanes = V::kLanes;
+  const RowPasses<T>& passes = row_passes<T>();
   const std::int64_t rows = logits.rows();
   const std::int64_t columns = logits.columns();
   const T* const shift = row_max.as<T>();
@@ -118,11 +76,8 @@ void cross_entropy_backward(ConstTensorView row_max, ConstTensorView row_sum, Co
       std::fill_n(row, columns, T(0));
       continue;
     }
-    const V m = V::all(shift[r * row_max.row_stride]);
-    const V factor = V::all(static_cast<T>(weight / static_cast<double>(sum[r * row_sum.row_stride])));
-    std::int64_t j = 0;
-    for (; j + kLanes <= columns; j += kLanes) (factor * exp(V::load(row + j) - m)).store(row + j);
-    if (j < columns) (factor * exp(V::load(row + j, columns - j) - m)).store(row + j, columns - j);
+    const T factor = static_cast<T>(weight / static_cast<double>(sum[r * row_sum.row_stride]));
+    passes.scaled_exponentials(row, columns, shift[r * row_max.row_stride], factor);
     const std::int64_t column = target[r] - first_column;
     if (column >= 0 && column < columns) row[column] -= static_cast<T>(weight);
   }

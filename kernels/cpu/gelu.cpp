@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/row_passes.h"
 
 namespace tforge::kernels::cpu {
 namespace {
@@ -24,47 +24,29 @@ void for_each_piece(std::int64_t rows, std::int64_t columns, bool contiguous, co
   });
 }
 
-/// dx {=, +=} dy * slope of gelu at x, `count` <= kLanes elements.
-template <class V, class T, class... Count>
-void gelu_backward_step(const T* x, const T* dy, GradMode mode, T* dx, Count... count) {
-  const V slope = gelu_and_slope(V::load(x, count...)).slope;
-  const V base = mode == GradMode::accumulate ? V::load(dx, count...) : V::all(0);
-  fma(V::load(dy, count...), slope, base).store(dx, count...);
-}
-
 }  // namespace
 
 template <class T>
 void gelu_forward(ConstTensorView x, TensorView y) {
-  using V = Vec<T>;
+  const RowPasses<T>& passes = row_passes<T>();
   const T* in = x.as<T>();
   T* out = y.as<T>();
   for_each_piece(x.rows(), x.columns(), x.contiguous() && y.contiguous(),
                  [&](std::int64_t row, std::int64_t first, std::int64_t count) {
-                   const T* s = in + row * x.row_stride + first;
-                   T* d = out + row * y.row_stride + first;
-                   std::int64_t i = 0;
-                   for (; i + V::kLanes <= count; i += V::kLanes) gelu(V::load(s + i)).store(d + i);
-                   if (i < count) gelu(V::load(s + i, count - i)).store(d + i, count - i);
+                   passes.gelu(in + row * x.row_stride + first, count, out + row * y.row_stride + first);
                  });
 }
 
 template <class T>
 void gelu_backward(ConstTensorView x, ConstTensorView dy, GradMode mode, TensorView dx) {
-  using V = Vec<T>;
+  const RowPasses<T>& passes = row_passes<T>();
   const T* in = x.as<T>();
   const T* gradient = dy.as<T>();
   T* out = dx.as<T>();
   for_each_piece(x.rows(), x.columns(), x.contiguous() && dy.contiguous() && dx.contiguous(),
                  [&](std::int64_t row, std::int64_t first, std::int64_t count) {
-                   const T* s = in + row * x.row_stride + first;
-                   const T* g = gradient + row * dy.row_stride + first;
-                   T* d = out + row * dx.row_stride + first;
-                   std::int64_t i = 0;
-                   for (; i + V::kLanes <= count; i += V::kLanes) {
-                     gelu_backward_step<V>(s + i, g + i, mode, d + i);
-                   }
-                   if (i < count) gelu_backward_step<V>(s + i, g + i, mode, d + i, count - i);
+                   passes.gelu_backward(in + row * x.row_stride + first, gradient + row * dy.row_stride + first, count,
+                                        mode, out + row * dx.row_stride + first);
                  });
 }
 

@@ -1,0 +1,22 @@
+// Passes over rows for processors with AVX-512.
+#pragma GCC target("avx512f,avx512dq")
+// GCC 12 warns of its own intrinsics (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include "kernels/cpu/line_avx512.inc"
+// clang-format off: the passes are written for the lines above
+#include "kernels/cpu/row_passes.inc"
+// clang-format on
+
+namespace tforge::kernels::cpu {
+
+template <>
+const RowPasses<float>& row_passes_avx512<float>() {
+  return kPasses<float>;
+}
+template <>
+const RowPasses<double>& row_passes_avx512<double>() {
+  return kPasses<double>;
+}
+
+}  // namespace tforge::kernels::cpu
