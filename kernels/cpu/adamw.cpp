@@ -4,30 +4,13 @@
 #include <array>
 #include <cmath>
 
+#include "kernels/cpu/row_passes.h"
+
 namespace tforge::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kChunk = 16384;       // elements a thread takes at once
 constexpr std::int64_t kPartialSums = 1024;  // most partial sums of sum_of_squares; they live on the stack
-
-/// The two halves of a run are summed side by side, which hides the latency of the additions.
-template <class T>
-double sum_of_squares_of_run(const T* x, std::int64_t count) {
-  double s0 = 0, s1 = 0;
-  const std::int64_t half = count / 2;
-#pragma omp simd reduction(+ : s0, s1)
-  for (std::int64_t i = 0; i < half; ++i) {
-    const auto a = static_cast<double>(x[i]);
-    const auto b = static_cast<double>(x[half + i]);
-    s0 += a * a;
-    s1 += b * b;
-  }
-  if (count % 2 != 0) {
-    const auto last = static_cast<double>(x[count - 1]);
-    s0 += last * last;
-  }
-  return s0 + s1;
-}
 
 }  // namespace
 
@@ -77,6 +60,7 @@ double sum_of_squares(ConstTensorView x) {
   const std::int64_t pieces = (length + piece - 1) / piece;
   std::array<double, kPartialSums> partial;
   const T* const data = x.as<T>();
+  const RowPasses<T>& passes = row_passes<T>();
 #pragma omp parallel for schedule(static) if (pieces > 1)
   for (std::int64_t k = 0; k < pieces; ++k) {
     const std::int64_t begin = k * piece;
@@ -84,10 +68,10 @@ double sum_of_squares(ConstTensorView x) {
     double sum = 0;
     if (rows == 1) {
       for (std::int64_t i = begin; i < end; i += kChunk) {
-        sum += sum_of_squares_of_run(data + i, std::min(kChunk, end - i));
+        sum += passes.sum_of_squares_in_f64(data + i, std::min(kChunk, end - i));
       }
     } else {
-      for (std::int64_t r = begin; r < end; ++r) sum += sum_of_squares_of_run(data + r * x.row_stride, columns);
+      for (std::int64_t r = begin; r < end; ++r) sum += passes.sum_of_squares_in_f64(data + r * x.row_stride, columns);
     }
     partial[static_cast<std::size_t>(k)] = sum;
   }

@@ -7,13 +7,12 @@
 // a chain as it is.
 #include "kernels/cpu/attention.h"
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
+#include "kernels/cpu/packing.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/row_passes.h"
 #include "kernels/cpu/tile.h"
@@ -45,68 +44,6 @@ struct Panel {
 template <class T>
 void tile(std::int64_t rows, std::int64_t depth, Left<T> a, Panel<T> b, GradMode mode, T* c, std::int64_t c_row) {
   tile_product<T>()(rows, depth, a.data, a.row, a.step, b.data, b.row, c, c_row, mode);
-}
-
-/// to[k * to_row + r] = from[r * from_row + k] for an 8 x 8 block, in registers.
-inline void transpose_8x8(const float* from, std::int64_t from_row, float* to, std::int64_t to_row) {
-  __m256 r[8], s[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * from_row);
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
-    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(to + i * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(to + (i + 4) * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-
-/// The panel [columns of x][kPanel] of x^T that holds rows [0, count) of x; missing rows are 0.
-template <class T>
-void pack_transposed(const T* x, std::int64_t x_row, std::int64_t count, std::int64_t columns, T* panel) {
-  std::int64_t c = 0;
-  if constexpr (std::is_same_v<T, float>) {
-    if (count >= kPanelColumns<T>) {
-      for (; c + 8 <= columns; c += 8) {
-        for (std::int64_t r = 0; r < kPanelColumns<T>; r += 8) {
-          transpose_8x8(x + r * x_row + c, x_row, panel + c * kPanelColumns<T> + r, kPanelColumns<T>);
-        }
-      }
-    }
-  }
-  for (; c < columns; ++c) {
-    for (std::int64_t r = 0; r < kPanelColumns<T>; ++r)
-      panel[c * kPanelColumns<T> + r] = r < count ? x[r * x_row + c] : T(0);
-  }
-}
-
-/// Rows [first, last) of x into panels of kPanelColumns columns, each `height` rows; missing columns are 0.
-template <class T>
-void pack_rows(const T* x, std::int64_t x_row, std::int64_t first, std::int64_t last, std::int64_t columns,
-               std::int64_t height, T* panels) {
-  constexpr std::int64_t kWidth = kPanelColumns<T>;
-  for (std::int64_t c = 0; c < columns; c += kWidth, panels += height * kWidth) {
-    const std::int64_t count = std::min(kWidth, columns - c);
-    for (std::int64_t r = first; r < last; ++r) {
-      const T* from = x + r * x_row + c;
-      T* to = panels + r * kWidth;
-      if (count == kWidth) {
-        std::copy_n(from, kWidth, to);
-      } else {
-        std::fill_n(std::copy_n(from, count, to), kWidth - count, T(0));
-      }
-    }
-  }
 }
 
 /// Extents of the workspace of one thread, in elements.
@@ -216,15 +153,15 @@ void causal_attention_forward(const AttentionShape& shape, ConstTensorView q, Co
       for (std::int64_t j = 0; j < seen + m; j += kPanelColumns<T>) {
         T* const panel = key_panels + (one_block ? 0 : j * head_dim);
         if (j >= keys_packed) {
-          pack_transposed(keys.data + j * keys.row, keys.row, std::min(kPanelColumns<T>, shape.kv_seq - j), head_dim,
-                          panel);
+          pack_transposed_panel(keys.data, keys.row, j, shape.kv_seq, head_dim, panel);
           keys_packed = j + kPanelColumns<T>;
         }
         panel_of_scores<T>(queries.data + row * queries.row, queries.row, m, seen, head_dim, panel, j, scores,
                            extents.scores_row);
       }
       if (!values_in_place) {
-        pack_rows(values.data, values.row, values_packed, seen + m, head_dim, shape.kv_seq, value_panels);
+        pack_rows(values.data + values_packed * values.row, values.row, values_packed, seen + m - values_packed,
+                  shape.kv_seq, head_dim, value_panels);
         values_packed = seen + m;
       }
       Softmax<T> softmax[kBlock];
@@ -279,11 +216,10 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
     T* const gradient_rows = pieces.take(extents.rows);
     T* const dqueries = pieces.take(extents.rows);
     for (std::int64_t j = 0; j < seq; j += kPanelColumns<T>) {
-      const std::int64_t count = std::min(kPanelColumns<T>, seq - j);
-      pack_transposed(keys.data + j * keys.row, keys.row, count, head_dim, key_panels + j * head_dim);
-      pack_transposed(values.data + j * values.row, values.row, count, head_dim, value_panels + j * head_dim);
+      pack_transposed_panel(keys.data, keys.row, j, seq, head_dim, key_panels + j * head_dim);
+      pack_transposed_panel(values.data, values.row, j, seq, head_dim, value_panels + j * head_dim);
     }
-    pack_rows(keys.data, keys.row, 0, seq, head_dim, seq, key_rows);
+    pack_rows(keys.data, keys.row, 0, seq, seq, head_dim, key_rows);
     std::fill_n(dkeys, seq * wide, T(0));
     std::fill_n(dvalues, seq * wide, T(0));
 
@@ -310,8 +246,8 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
         passes.scale(scale, dqueries + i * wide, head_dim, to.data + (row + i) * to.row);
       }
       // Keys gather over the rows of the block that see them, from `first` on.
-      pack_rows(x, queries.row, 0, m, head_dim, kBlock, query_rows);
-      pack_rows(dy, gradients.row, 0, m, head_dim, kBlock, gradient_rows);
+      pack_rows(x, queries.row, 0, m, kBlock, head_dim, query_rows);
+      pack_rows(dy, gradients.row, 0, m, kBlock, head_dim, gradient_rows);
       for (std::int64_t c = 0; c < head_dim; c += kPanelColumns<T>) {
         for (std::int64_t j = 0; j < row + m; j += kTileRows) {
           const std::int64_t count = std::min(kTileRows, row + m - j);

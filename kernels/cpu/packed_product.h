@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cpu/packing.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/tile.h"
 
@@ -18,43 +19,6 @@ inline constexpr std::int64_t kDepth = 256;
 /// Elements of a packed matrix op(B) [k, n], for either dtype.
 constexpr std::int64_t packed_size(std::int64_t k, std::int64_t n) {
   return k * blocks_of(n, kPanelColumns<float>) * kPanelColumns<float>;
-}
-
-/// Packs rows [first, first + count) of a row-major B [depth, n] into panels: panel p holds its columns
-/// [p * W, (p + 1) * W) row by row, 0 past n; panels are depth * W elements apart.
-template <class T>
-void pack_rows(const T* b, std::int64_t b_row, std::int64_t first, std::int64_t count, std::int64_t depth,
-               std::int64_t n, T* panels) {
-  constexpr std::int64_t kWidth = kPanelColumns<T>;
-  for (std::int64_t j = 0; j < n; j += kWidth, panels += depth * kWidth) {
-    const std::int64_t columns = std::min(kWidth, n - j);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const T* from = b + i * b_row + j;
-      T* to = panels + (first + i) * kWidth;
-      if (columns == kWidth) {
-        std::copy_n(from, kWidth, to);
-      } else {
-        std::fill_n(std::copy_n(from, columns, to), kWidth - columns, T(0));
-      }
-    }
-  }
-}
-
-/// One panel (columns [first, first + W)) of the transpose of a row-major matrix [n, depth].
-template <class T>
-void pack_transposed_panel(const T* b, std::int64_t b_row, std::int64_t first, std::int64_t n, std::int64_t depth,
-                           T* panel) {
-  constexpr std::int64_t kWidth = kPanelColumns<T>;
-  const std::int64_t columns = std::min(kWidth, n - first);
-  if (columns < kWidth) std::fill_n(panel, depth * kWidth, T(0));
-  const T* from = b + first * b_row;
-  constexpr std::int64_t kPiece = 16;  // a cache line of each source row at a time
-  for (std::int64_t k = 0; k < depth; k += kPiece) {
-    const std::int64_t end = std::min(depth, k + kPiece);
-    for (std::int64_t j = 0; j < columns; ++j) {
-      for (std::int64_t l = k; l < end; ++l) panel[l * kWidth + j] = from[j * b_row + l];
-    }
-  }
 }
 
 /// The whole matrix, on all threads.

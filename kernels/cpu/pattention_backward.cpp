@@ -9,7 +9,7 @@
 namespace tforge::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kTokenStrip = 4 * kTileRows;  // tokens of one piece of a weight gradient
+constexpr std::int64_t kTokenStrip = 2 * kTileRows;  // tokens of one piece of a weight gradient
 
 /// Rows between two additions to the weight gradients: two row blocks for two threads. A multiple of kDepth, so that it
 /// does not show in the gradients' bits.
@@ -246,9 +246,10 @@ void pattention_backward(PattentionNorm norm, double scale, ConstTensorView scor
         rest.block(first, rows, offset, here, pitch, dots, 1);
       },
       [&](std::int64_t start, std::int64_t rows) {
-        parallel_blocks(mix.strips(), [&](std::int64_t strip) {
-          mix.gradient(strip, start, rows);
-          rest.gradient(strip, start, rows, d, pitch);
+        const std::int64_t strips = mix.strips();
+        parallel_blocks(2 * strips, [&](std::int64_t piece) {
+          if (piece < strips) mix.gradient(piece, start, rows);
+          else rest.gradient(piece - strips, start, rows, d, pitch);
         });
       });
 }

@@ -3,6 +3,32 @@
 #include <cmath>
 
 namespace tforge::kernels::cpu {
+namespace {
+
+/// Rotates the pairs (lower[i], upper[i]) by angles of cosine c and sine sign * s.
+template <class T>
+void rotate(T* lower, T* upper, const T* c, const T* s, T sign, std::int64_t half) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < half; ++i) {
+    const T x1 = lower[i], x2 = upper[i], si = sign * s[i];
+    lower[i] = x1 * c[i] - x2 * si;
+    upper[i] = x2 * c[i] + x1 * si;
+  }
+}
+
+/// The same with a length known to the compiler: the usual heads rotate 8, 16 or 32 dimensions, too few for a loop
+/// that finds out about its length.
+template <class T>
+void rotate_some(T* lower, T* upper, const T* c, const T* s, T sign, std::int64_t half) {
+  switch (half) {
+    case 4: return rotate(lower, upper, c, s, sign, 4);
+    case 8: return rotate(lower, upper, c, s, sign, 8);
+    case 16: return rotate(lower, upper, c, s, sign, 16);
+    default: return rotate(lower, upper, c, s, sign, half);
+  }
+}
+
+}  // namespace
 
 template <class T>
 void rotary_tables(double base, TensorView cosine, TensorView sine) {
@@ -36,13 +62,7 @@ void rotary_apply(RotaryDirection direction, ConstTensorView cosine, ConstTensor
     const T* s = sines + position * sine.row_stride;
     for (std::int64_t h = 0; h < heads; ++h) {
       T* lower = data + t * x.row_stride + h * head_dim;
-      T* upper = lower + half;
-#pragma omp simd
-      for (std::int64_t i = 0; i < half; ++i) {
-        const T x1 = lower[i], x2 = upper[i], si = sign * s[i];
-        lower[i] = x1 * c[i] - x2 * si;
-        upper[i] = x2 * c[i] + x1 * si;
-      }
+      rotate_some(lower, lower + half, c, s, sign, half);
     }
   }
 }

@@ -19,6 +19,7 @@ struct Softmax {
 template <class T>
 struct RowPasses {
   T (*sum_of_squares)(const T* a, std::int64_t count);
+  double (*sum_of_squares_in_f64)(const T* a, std::int64_t count);
   /// -inf for no elements. A NaN may be passed over: the exponential finds it again.
   T (*largest)(const T* a, std::int64_t count);
   T (*dot)(const T* a, const T* b, std::int64_t count);

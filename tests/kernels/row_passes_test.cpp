@@ -31,7 +31,8 @@ std::vector<T> row(std::int64_t count, const char* name) {
 template <class T>
 std::vector<T> results(const RowPasses<T>& passes, std::int64_t count) {
   const std::vector<T> a = row<T>(count, "a"), b = row<T>(count, "b");
-  std::vector<T> all = {passes.sum_of_squares(a.data(), count), passes.largest(a.data(), count),
+  std::vector<T> all = {passes.sum_of_squares(a.data(), count),
+                        static_cast<T>(passes.sum_of_squares_in_f64(a.data(), count)), passes.largest(a.data(), count),
                         passes.dot(a.data(), b.data(), count), passes.sum_of_exponentials(a.data(), count, T(2))};
   const auto keep = [&](const std::vector<T>& values) { all.insert(all.end(), values.begin(), values.end()); };
   const auto fresh = [&] { return std::vector<T>(static_cast<std::size_t>(count + kRoom), T(-5)); };
