@@ -82,7 +82,7 @@ int main(int argc, char** argv) {
       tape.backward(loss.loss);
       model.parameters().finish_gradients();
       sync.finish(stream);
-      const double norm = optimizer.gradient_norm(stream, train, 0, *mesh.tp_comm);
+      const double norm = optimizer.gradient_norm(stream, train, 0, mesh);
       optimizer.update(stream, train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
       return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     };

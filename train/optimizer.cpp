@@ -4,24 +4,63 @@
 #include <array>
 #include <cmath>
 
+#include "core/errors.h"
 #include "kernels/adamw.h"
 #include "parallel/grad_sync.h"
 
 namespace tforge {
 
-AdamW::AdamW(Allocator& allocator, ParameterSet& parameters) : parameters_(parameters) {
+namespace {
+
+std::vector<RowRange> all_rows(const ParameterSet& parameters) {
+  std::vector<RowRange> all;
+  for (const Parameter& p : parameters.all()) all.push_back({0, p.rows});
+  return all;
+}
+
+}  // namespace
+
+AdamW::AdamW(Allocator& allocator, ParameterSet& parameters) : AdamW(allocator, parameters, all_rows(parameters)) {
+  ownership_ = Ownership::all_rows;
+}
+
+AdamW::AdamW(Allocator& allocator, ParameterSet& parameters, const std::vector<RowRange>& owned)
+    : parameters_(parameters), ownership_(Ownership::by_dp_rank) {
+  if (owned.size() != parameters.all().size()) {
+    throw InternalError("AdamW: rows of {} parameters, the model has {}", owned.size(), parameters.all().size());
+  }
   std::int64_t total = 0;
-  for (const Parameter& p : parameters.all()) total += p.value().elements();
+  std::size_t i = 0;
+  for (const Parameter& p : parameters.all()) {
+    const RowRange& range = owned[i++];
+    const bool whole = range.rows == 0 || range == RowRange{0, p.rows};
+    if (range.first < 0 || range.rows < 0 || range.first > p.rows - range.rows ||
+        (p.spec.shape.rank() == 1 && !whole)) {
+      throw InternalError("AdamW: rows {} to {} of {}, of which {} are here", range.first, range.first + range.rows,
+                          p.path(), p.rows);
+    }
+    total += range.rows * p.columns();
+  }
   m_ = Tensor::zeros(allocator, Shape{total}, parameters.dtype(), Purpose::moments);
   v_ = Tensor::zeros(allocator, Shape{total}, parameters.dtype(), Purpose::moments);
   std::int64_t offset = 0;
+  i = 0;
   for (const Parameter& p : parameters.all()) {
-    const std::int64_t n = p.value().elements();
-    states_.push_back({m_.rows(offset, n).reshaped(p.value().shape()),
-                       v_.rows(offset, n).reshaped(p.value().shape()),
-                       {AgeSegment{}}});
+    const RowRange& range = owned[i++];
+    const std::int64_t n = range.rows * p.columns();
+    const Shape shape = p.spec.shape.rank() == 1 ? Shape{range.rows} : Shape{range.rows, p.columns()};
+    states_.push_back({range, m_.rows(offset, n).reshaped(shape), v_.rows(offset, n).reshaped(shape), {AgeSegment{}}});
     offset += n;
   }
+}
+
+AdamW::Span AdamW::owned_part(const Parameter& p, const State& s, std::size_t segment) {
+  const std::int64_t begin = p.first_row + s.owned.first;
+  const std::int64_t segment_end =
+      segment + 1 < s.segments.size() ? s.segments[segment + 1].first_row : p.spec.shape[0];
+  const std::int64_t first = std::max(s.segments[segment].first_row, begin);
+  const std::int64_t end = std::min(segment_end, begin + s.owned.rows);
+  return {first - begin, std::max<std::int64_t>(end - first, 0), segment};
 }
 
 void AdamW::reset_older_than(std::int64_t stage) {
@@ -31,12 +70,10 @@ void AdamW::reset_older_than(std::int64_t stage) {
     for (std::size_t k = 0; k < s.segments.size(); ++k) {
       if (s.segments[k].stage >= stage) continue;
       s.segments[k].age = 0;
-      const std::int64_t end = k + 1 < s.segments.size() ? s.segments[k + 1].first_row : p.spec.shape[0];
-      const std::int64_t first = std::max(s.segments[k].first_row, p.first_row);
-      const std::int64_t rows = std::min(end, p.first_row + p.rows) - first;
-      if (rows <= 0) continue;
-      s.m.rows(first - p.first_row, rows).fill_zero();
-      s.v.rows(first - p.first_row, rows).fill_zero();
+      const Span span = owned_part(p, s, k);
+      if (span.rows == 0) continue;
+      s.m.rows(span.first, span.rows).fill_zero();
+      s.v.rows(span.first, span.rows).fill_zero();
     }
   }
 }
@@ -57,46 +94,45 @@ void AdamW::for_each_trained_span(const TrainConfig& config, std::int64_t stage,
       if (segment.stage > 0 && segment.age < warmup) {
         rate *= static_cast<double>(segment.age + 1) / static_cast<double>(warmup);
       }
-      const std::int64_t end = k + 1 < s.segments.size() ? s.segments[k + 1].first_row : p.spec.shape[0];
-      const std::int64_t first = std::max(segment.first_row, p.first_row);
-      const std::int64_t rows = std::max<std::int64_t>(std::min(end, p.first_row + p.rows) - first, 0);
-      f(i - 1, p, s, Span{first - p.first_row, rows, k}, rate);
+      f(i - 1, p, s, owned_part(p, s, k), rate);
     }
   }
 }
 
-double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, Communicator& tp) const {
-  double sharded = 0, replicated = 0;
-  for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State&, const Span& span, double) {
+double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, const Mesh& mesh) const {
+  std::array<double, 2> squares{};  // sharded over tp, replicated
+  for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State& s, const Span& span, double) {
     if (span.rows == 0) return;
-    const Tensor part = p.gradient.rows(span.first, span.rows);
-    const double squares = kernels::sum_of_squares(stream, part.view());
-    (p.spec.placement == Placement::sharded ? sharded : replicated) += squares;
+    const Tensor part = p.gradient.rows(s.owned.first + span.first, span.rows);
+    squares[p.spec.placement == Placement::sharded ? 0 : 1] += kernels::sum_of_squares(stream, part.view());
   });
-  return global_norm(stream, tp, sharded, replicated);
+  if (ownership_ == Ownership::by_dp_rank) {
+    mesh.dp_comm->all_reduce(stream, TensorView{squares.data(), DType::f64, Device::cpu, Shape{2}, 2}, ReduceOp::sum);
+  }
+  return global_norm(stream, *mesh.tp_comm, squares[0], squares[1]);
 }
 
 void AdamW::update(Stream& stream, const TrainConfig& config, std::int64_t stage, double lr, double grad_scale) {
-  for_each_trained_span(
-      config, stage, [&](std::size_t i, const Parameter& p, const State&, const Span& span, double rate) {
-        AgeSegment& segment = states_[i].segments[span.segment];
-        ++segment.age;
-        if (span.rows == 0) return;
-        const auto age = static_cast<double>(segment.age);
-        kernels::AdamWStep step;
-        step.lr = lr * rate;
-        step.beta1 = config.beta1;
-        step.beta2 = config.beta2;
-        step.eps = config.eps;
-        step.weight_decay = p.spec.decay == Decay::yes ? config.weight_decay : 0;
-        step.bias1 = 1 - std::pow(config.beta1, age);
-        step.bias2 = 1 - std::pow(config.beta2, age);
-        step.grad_scale = grad_scale;
-        Tensor value = p.value().rows(span.first, span.rows);
-        Tensor m = states_[i].m.rows(span.first, span.rows), v = states_[i].v.rows(span.first, span.rows);
-        const Tensor gradient = p.gradient.rows(span.first, span.rows);
-        kernels::adamw_update(stream, step, value.view(), gradient.view(), m.view(), v.view());
-      });
+  for_each_trained_span(config, stage,
+                        [&](std::size_t i, const Parameter& p, const State& s, const Span& span, double rate) {
+                          AgeSegment& segment = states_[i].segments[span.segment];
+                          ++segment.age;
+                          if (span.rows == 0) return;
+                          const auto age = static_cast<double>(segment.age);
+                          kernels::AdamWStep step;
+                          step.lr = lr * rate;
+                          step.beta1 = config.beta1;
+                          step.beta2 = config.beta2;
+                          step.eps = config.eps;
+                          step.weight_decay = p.spec.decay == Decay::yes ? config.weight_decay : 0;
+                          step.bias1 = 1 - std::pow(config.beta1, age);
+                          step.bias2 = 1 - std::pow(config.beta2, age);
+                          step.grad_scale = grad_scale;
+                          Tensor value = p.value().rows(s.owned.first + span.first, span.rows);
+                          const Tensor gradient = p.gradient.rows(s.owned.first + span.first, span.rows);
+                          Tensor m = s.m.rows(span.first, span.rows), v = s.v.rows(span.first, span.rows);
+                          kernels::adamw_update(stream, step, value.view(), gradient.view(), m.view(), v.view());
+                        });
 }
 
 }  // namespace tforge

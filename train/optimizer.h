@@ -6,7 +6,7 @@
 #include "core/allocator.h"
 #include "core/tensor.h"
 #include "model/parameter.h"
-#include "parallel/communicator.h"
+#include "parallel/mesh.h"
 #include "train/config.h"
 
 namespace tforge {
@@ -20,40 +20,64 @@ struct AgeSegment {
   bool operator==(const AgeSegment&) const = default;
 };
 
+/// Rows [first, first + rows) of what a rank holds of a parameter.
+struct RowRange {
+  std::int64_t first = 0;
+  std::int64_t rows = 0;
+  bool operator==(const RowRange&) const = default;
+};
+
+/// Which of the rows that it holds a rank owns: all, or those that the other ranks of dp do not.
+enum class Ownership : std::uint8_t { all_rows, by_dp_rank };
+
+/// A rank owns some rows of each parameter that it holds: it keeps their moments and updates them. Either every rank of
+/// the dp axis owns all of them and does the same work on the same numbers, or (ZeRO-1, arXiv 1910.02054) each row
+/// belongs to one of them, and the others take its new values from there. Weights are their own masters: f32 or f64.
 class AdamW {
  public:
-  /// Moments of the parameters that are held here, zero; one segment a parameter. `parameters` must outlive it.
+  /// Owns every row that is held here. Moments are zero; one segment a parameter. `parameters` must outlive it.
   AdamW(Allocator& allocator, ParameterSet& parameters);
+  /// ZeRO-1: owns one range of rows of each parameter. Over the ranks of dp the ranges of a parameter cover it once; a
+  /// vector is owned whole or not at all. Throws InternalError for ranges that do not fit the parameters.
+  AdamW(Allocator& allocator, ParameterSet& parameters, const std::vector<RowRange>& owned);
 
   struct State {
-    Tensor m, v;                       // like the parameter's value
-    std::vector<AgeSegment> segments;  // of the whole parameter, by first_row, the first at 0
+    RowRange owned;                    // of the rows held here
+    Tensor m, v;                       // [owned.rows, columns]
+    std::vector<AgeSegment> segments;  // of the whole parameter, by first_row, the first at 0; the same on every rank
   };
   State& state(std::size_t parameter) { return states_[parameter]; }
   const State& state(std::size_t parameter) const { return states_[parameter]; }
+
+  /// Whether the ranks of dp own different rows.
+  Ownership ownership() const { return ownership_; }
 
   /// Zeroes moments and ages of all rows born before `stage`.
   void reset_older_than(std::int64_t stage);
 
   /// Norm of the gradients that an update would use (frozen rows have no share), every logical element once; in f64,
-  /// the same on every rank of `tp`. Non-finite when a gradient is. Collective over tp.
-  double gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, Communicator& tp) const;
+  /// the same bits on every rank of the mesh. Reads the gradients of the rows owned here. Non-finite when a gradient
+  /// is. Collective over tp, and over dp where each of its ranks owns other rows.
+  double gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, const Mesh& mesh) const;
 
-  /// One update; `grad_scale` is the clip factor. Rows born before `stage` follow config.growth.old_rows; rows born in
-  /// a stage > 0 warm up linearly over their own first config.growth.new_rows_warmup_steps updates.
+  /// One update of the rows owned here; `grad_scale` is the clip factor. Rows born before `stage` follow
+  /// config.growth.old_rows; rows born in a stage > 0 warm up linearly over their own first
+  /// config.growth.new_rows_warmup_steps updates.
   void update(Stream& stream, const TrainConfig& config, std::int64_t stage, double lr, double grad_scale);
 
  private:
-  struct Span {          // the part of a segment that is held here
-    std::int64_t first;  // local row
+  struct Span {          // the part of a segment that is owned here
+    std::int64_t first;  // among the rows owned here
     std::int64_t rows;
     std::size_t segment;
   };
+  static Span owned_part(const Parameter& p, const State& s, std::size_t segment);
   /// Calls f(parameter, state, span, rate) for every span that an update touches, rate being its factor of lr.
   template <class F>
   void for_each_trained_span(const TrainConfig& config, std::int64_t stage, F&& f) const;
 
   ParameterSet& parameters_;
+  Ownership ownership_ = Ownership::all_rows;
   Tensor m_, v_;
   std::vector<State> states_;
 };

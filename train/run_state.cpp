@@ -9,28 +9,29 @@ namespace tforge {
 
 namespace {
 
-/// Rows in the sense of checkpoints: a vector is one row.
-std::int64_t stored_rows(const Shape& shape) { return shape.rank() == 1 ? 1 : shape.rows(); }
-
-/// This rank's blocks of a tensor that lies as the parameter does.
-std::vector<RowBlock> blocks_of(const Parameter& p, const Tensor& tensor, const Mesh& mesh) {
-  if (mesh.dp_index != 0) return {};
-  const void* data = tensor.view().data;
-  if (p.spec.placement == Placement::replicated) {
-    if (mesh.tp_index != 0) return {};
-    return {{0, stored_rows(p.spec.shape), data}};
-  }
-  return {{p.first_row, p.rows, data}};
+/// Rows of a parameter among those held here, as rows of the checkpoint's tensor.
+RowRange stored_range(const Parameter& p, const RowRange& held) {
+  if (p.spec.shape.rank() == 1) return {0, held.rows > 0 ? 1 : 0};
+  return {p.first_row + held.first, held.rows};
 }
 
-void read_into(const CheckpointReader& reader, const std::string& path, const Parameter& p, Tensor to) {
+/// `tensor` holds the rows `held` of those of the parameter that are here. What every rank of tp holds in full is
+/// written by the first of them.
+std::vector<RowBlock> blocks_of(const Parameter& p, const RowRange& held, const Tensor& tensor, const Mesh& mesh) {
+  if (p.spec.placement == Placement::replicated && mesh.tp_index != 0) return {};
+  const RowRange rows = stored_range(p, held);
+  return {{rows.first, rows.rows, tensor.view().data}};
+}
+
+void read_into(const CheckpointReader& reader, const std::string& path, const Parameter& p, const RowRange& held,
+               Tensor to) {
   const CheckpointReader::Tensor& stored_tensor = reader.tensor(path);
   if (!(stored_tensor.shape == p.spec.shape)) {
     throw CheckpointError("{}: {} has shape {}, the model's configuration says {}", reader.path(), path,
                           stored_tensor.shape.text(), p.spec.shape.text());
   }
-  const bool vector = p.spec.shape.rank() == 1;
-  reader.read_rows(path, vector ? 0 : p.first_row, vector ? 1 : p.rows, to.dtype(), to.view().data);
+  const RowRange rows = stored_range(p, held);
+  if (rows.rows > 0) reader.read_rows(path, rows.first, rows.rows, to.dtype(), to.view().data);
 }
 
 template <class T>
@@ -101,18 +102,23 @@ CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer,
                     {"growths_applied", state.growths_applied},
                     {"dataset_fingerprint", state.dataset_fingerprint},
                     {"layout", fmt::format("{}x{}", mesh.dp, mesh.tp)}};
+  // What every rank of dp has is written by the first of them.
+  const bool owns_values = mesh.dp_index == 0;
+  const bool owns_moments = owns_values || optimizer.ownership() == Ownership::by_dp_rank;
   std::size_t i = 0;
   for (const Parameter& p : model.parameters().all()) {
     const AdamW::State& moments = optimizer.state(i++);
-    CheckpointTensor tensor{"model/" + p.path(), model.dtype(), p.spec.shape, blocks_of(p, p.value(), mesh), {}};
+    CheckpointTensor tensor{"model/" + p.path(), model.dtype(), p.spec.shape, {}, {}};
+    if (owns_values) tensor.blocks = blocks_of(p, {0, p.rows}, p.value(), mesh);
     if (p.spec.placement == Placement::sharded) tensor.attributes["shard_borders"] = p.spec.borders.borders;
     contents.tensors.push_back(std::move(tensor));
     for (const auto& [name, values] : {std::pair{"/m", moments.m}, std::pair{"/v", moments.v}}) {
       contents.tensors.push_back({"optim/" + p.path() + name,
                                   model.dtype(),
                                   p.spec.shape,
-                                  blocks_of(p, values, mesh),
+                                  {},
                                   {{"age_segments", flattened(moments.segments)}}});
+      if (owns_moments) contents.tensors.back().blocks = blocks_of(p, moments.owned, values, mesh);
     }
   }
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
@@ -140,7 +146,9 @@ RunState load_state(const CheckpointReader& reader) {
 }
 
 void load_parameters(const CheckpointReader& reader, TokenFormer& model) {
-  for (Parameter& p : model.parameters().all()) read_into(reader, "model/" + p.path(), p, p.value());
+  for (Parameter& p : model.parameters().all()) {
+    read_into(reader, "model/" + p.path(), p, {0, p.rows}, p.value());
+  }
   for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
     for (const TokenGroup group : kTokenGroups) {
       const auto& keys = reader.tensor("model/" + TokenFormer::layer_path(layer, group) + ".keys");
@@ -156,8 +164,8 @@ void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, Ad
   for (const Parameter& p : model.parameters().all()) {
     AdamW::State& state = optimizer.state(i++);
     const std::string path = "optim/" + p.path();
-    read_into(reader, path + "/m", p, state.m);
-    read_into(reader, path + "/v", p, state.v);
+    read_into(reader, path + "/m", p, state.owned, state.m);
+    read_into(reader, path + "/v", p, state.owned, state.v);
     state.segments =
         segments_from(attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments"),
                       p.spec.shape[0], path);

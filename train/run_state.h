@@ -43,8 +43,8 @@ struct SaveInfo {
   Retention retention = Retention::rolling;
 };
 
-/// The contents of a checkpoint: every rank names the rows that it owns (replicated ones by the first rank of each
-/// group). The tensors' memory is that of model and optimizer.
+/// The contents of a checkpoint: every rank names the rows that it owns, and the first of the ranks that hold the same
+/// names what they share. The tensors' memory is that of model and optimizer.
 CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer, const RunState& state,
                                const SaveInfo& info, const Mesh& mesh);
 
@@ -52,7 +52,7 @@ RunState load_state(const CheckpointReader& reader);
 /// Fills this rank's rows of the parameters, and the scales. Throws CheckpointError when the checkpoint's tensors are
 /// not those of the model.
 void load_parameters(const CheckpointReader& reader, TokenFormer& model);
-/// Fills this rank's moments and all ages.
+/// Fills the moments that this rank owns, and all ages.
 void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, AdamW& optimizer);
 
 /// The rows of each layer group that the ranks which wrote the checkpoint owned: what "append" keeps in place.

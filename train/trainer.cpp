@@ -122,7 +122,7 @@ StepResult Trainer::step() {
 
   StepResult result;
   result.loss = nll_sum * weight;
-  result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, *mesh_.tp_comm);
+  result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_);
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {

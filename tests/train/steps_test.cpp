@@ -57,9 +57,7 @@ TEST(BadStep, OneBadGradientOfOneRankSpoilsTheNormOfAll) {
     const RunConfig config = lab.config(DType::f32);
     TinyRun run(config, lab, mesh_of(layout));
     run.trainer.step();
-    const auto norm = [&] {
-      return run.trainer.optimizer().gradient_norm(run.stream, config.train, 0, *run.mesh.tp_comm);
-    };
+    const auto norm = [&] { return run.trainer.optimizer().gradient_norm(run.stream, config.train, 0, run.mesh); };
     EXPECT_TRUE(std::isfinite(norm()));
     if (run.mesh.tp_index == run.mesh.tp - 1) {
       run.trainer.model().parameters().find("layers.1.ffn.values").gradient.span<float>().back() =
