@@ -6,45 +6,62 @@
 
 namespace tforge {
 
-ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank)
-    : dtype_(dtype) {
-  constexpr std::int64_t kAlignment = 16;
-  const auto held = [&](const ParameterSpec& s) {
-    return s.placement == Placement::replicated ? s.shape[0] : s.borders.count(tp_rank);
-  };
-  const auto row_elements = [](const ParameterSpec& s) { return s.shape.rank() == 1 ? 1 : s.shape.columns(); };
-  const auto padded = [&](const ParameterSpec& s) {
-    return (held(s) * row_elements(s) + kAlignment - 1) / kAlignment * kAlignment;
-  };
-  std::int64_t total = 0;
-  for (const ParameterSpec& s : specs) total += padded(s);
-  values_ = Tensor::zeros(allocator, Shape{total}, dtype, Purpose::weights);
-  gradients_ = Tensor::zeros(allocator, Shape{total}, dtype, Purpose::gradients);
+namespace {
 
-  std::int64_t offset = 0;
+std::int64_t rows_held(const ParameterSpec& s, int tp_rank) {
+  return s.placement == Placement::replicated ? s.shape[0] : s.borders.count(tp_rank);
+}
+
+}  // namespace
+
+FlatLayout flat_layout(const std::vector<ParameterSpec>& specs, int tp_rank) {
+  constexpr std::int64_t kAlignment = 16;
+  FlatLayout layout;
   for (const ParameterSpec& s : specs) {
+    const std::int64_t rows = s.shape.rank() == 1 ? 1 : rows_held(s, tp_rank), elements = rows * s.shape.columns();
+    layout.blocks.push_back({layout.elements, elements, s.shape.columns(), s.bucketing});
+    layout.elements += (elements + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  return layout;
+}
+
+std::vector<Bucket> FlatLayout::buckets(DType dtype, std::int64_t bytes, int ranks) const {
+  const auto element = static_cast<std::int64_t>(size_of(dtype));
+  return make_buckets(blocks, elements, std::max<std::int64_t>(bytes / element, 1), ranks);
+}
+
+ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank)
+    : dtype_(dtype), layout_(flat_layout(specs, tp_rank)) {
+  values_ = Tensor::zeros(allocator, Shape{layout_.elements}, dtype, Purpose::weights);
+  gradients_ = Tensor::zeros(allocator, Shape{layout_.elements}, dtype, Purpose::gradients);
+  for (const ParameterSpec& s : specs) {
+    const FlatBlock& block = layout_.blocks[parameters_.size()];
     Parameter p;
     p.spec = s;
-    p.rows = held(s);
+    p.rows = rows_held(s, tp_rank);
     p.first_row = s.placement == Placement::replicated ? 0 : s.borders.begin(tp_rank);
-    p.offset = offset;
-    const std::int64_t elements = p.rows * row_elements(s);
+    p.offset = block.offset;
     const Shape shape = s.shape.rank() == 1 ? Shape{p.rows} : Shape{p.rows, s.shape.columns()};
-    p.gradient = gradients_.rows(offset, elements).reshaped(shape);
-    p.var = Var::parameter(values_.rows(offset, elements).reshaped(shape), p.gradient, nullptr,
+    p.gradient = gradients_.rows(block.offset, block.elements).reshaped(shape);
+    p.var = Var::parameter(values_.rows(block.offset, block.elements).reshaped(shape), p.gradient, nullptr,
                            static_cast<int>(parameters_.size()));
-    offset += padded(s);
     parameters_.push_back(std::move(p));
   }
 }
 
-std::vector<Bucket> ParameterSet::buckets(std::int64_t bytes, int ranks) const {
-  std::vector<FlatBlock> blocks;
-  for (const Parameter& p : parameters_) {
-    blocks.push_back({p.offset, p.value().elements(), p.columns(), p.spec.bucketing});
+std::vector<RowRange> ParameterSet::owned_rows(const std::vector<Bucket>& buckets, int dp_rank) const {
+  std::vector<RowRange> owned(parameters_.size());
+  for (const Bucket& bucket : buckets) {
+    for (int k = 0; k < bucket.parameters; ++k) {
+      const auto i = static_cast<std::size_t>(bucket.first_parameter + k);
+      const Parameter& p = parameters_[i];
+      const FlatBlock& block = layout_.blocks[i];
+      const std::int64_t begin = std::clamp<std::int64_t>(bucket.begin(dp_rank) - block.offset, 0, block.elements);
+      const std::int64_t end = std::clamp<std::int64_t>(bucket.end(dp_rank) - block.offset, 0, block.elements);
+      owned[i] = {begin / p.columns(), (end - begin) / p.columns()};
+    }
   }
-  const auto element = static_cast<std::int64_t>(size_of(dtype_));
-  return make_buckets(blocks, gradients_.elements(), std::max<std::int64_t>(bytes / element, 1), ranks);
+  return owned;
 }
 
 Parameter& ParameterSet::find(std::string_view path) {

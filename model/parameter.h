@@ -18,6 +18,13 @@ enum class Placement : std::uint8_t { sharded, replicated };
 /// Whether decoupled weight decay applies.
 enum class Decay : std::uint8_t { yes, no };
 
+/// Rows [first, first + rows) of those that a rank holds of a parameter.
+struct RowRange {
+  std::int64_t first = 0;
+  std::int64_t rows = 0;
+  bool operator==(const RowRange&) const = default;
+};
+
 struct ParameterSpec {
   std::string path;  // "layers.0.attention.query.keys"; stable, used in checkpoints
   Shape shape;       // of the whole, rows x columns (or a vector)
@@ -40,10 +47,22 @@ struct Parameter {
   std::int64_t columns() const { return spec.shape.rank() == 1 ? 1 : spec.shape.columns(); }
 };
 
+/// Where the parameters of a rank lie in its flat tensors, and how long these are.
+struct FlatLayout {
+  std::vector<FlatBlock> blocks;
+  std::int64_t elements = 0;
+
+  /// Buckets of about `bytes`, with the parts of `ranks` data-parallel ranks.
+  std::vector<Bucket> buckets(DType dtype, std::int64_t bytes, int ranks) const;
+};
+
+/// Of what tensor-parallel rank `tp_rank` holds. Each parameter starts at a multiple of 16 elements.
+FlatLayout flat_layout(const std::vector<ParameterSpec>& specs, int tp_rank);
+
 class ParameterSet {
  public:
-  /// Allocates values (zero) and gradients (zero) of what tensor-parallel rank `tp_rank` holds. Each parameter starts
-  /// at a multiple of 16 elements; the gaps stay zero.
+  /// Allocates values (zero) and gradients (zero) of what tensor-parallel rank `tp_rank` holds, in flat_layout(); the
+  /// gaps stay zero.
   ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank);
 
   std::deque<Parameter>& all() { return parameters_; }
@@ -55,8 +74,10 @@ class ParameterSet {
   Tensor& values() { return values_; }
   Tensor& gradients() { return gradients_; }
   DType dtype() const { return dtype_; }
-  /// The flat tensors in buckets of about `bytes`, with the parts of `ranks` data-parallel ranks.
-  std::vector<Bucket> buckets(std::int64_t bytes, int ranks) const;
+  /// FlatLayout::buckets() of the flat tensors.
+  std::vector<Bucket> buckets(std::int64_t bytes, int ranks) const { return layout_.buckets(dtype_, bytes, ranks); }
+  /// The rows of each parameter that data-parallel rank `dp_rank` owns of `buckets`: one range, which may be empty.
+  std::vector<RowRange> owned_rows(const std::vector<Bucket>& buckets, int dp_rank) const;
 
   /// Forgets all gradients without touching memory: the next contribution overwrites.
   void clear_gradients();
@@ -65,6 +86,7 @@ class ParameterSet {
 
  private:
   DType dtype_;
+  FlatLayout layout_;
   Tensor values_, gradients_;
   std::deque<Parameter> parameters_;
 };

@@ -59,20 +59,20 @@ double TokenFormer::value_deviation(const ModelConfig& config) {
   return 2.0 / (static_cast<double>(config.layers) * std::sqrt(static_cast<double>(config.dim)));
 }
 
-std::vector<ParameterSpec> TokenFormer::specs() const {
+std::vector<ParameterSpec> TokenFormer::specs(const ModelConfig& config, const ShardPlan& plan) {
   std::vector<ParameterSpec> specs;
   specs.push_back(
-      {"embedding", Shape{config_.vocab, config_.dim}, Placement::sharded, plan_.vocab, Decay::yes, Bucketing::alone});
-  for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+      {"embedding", Shape{config.vocab, config.dim}, Placement::sharded, plan.vocab, Decay::yes, Bucketing::alone});
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (const TokenGroup group : kTokenGroups) {
       for (const char* role : {".keys", ".values"}) {
-        specs.push_back({layer_path(layer, group) + role, Shape{config_.num_tokens(group), config_.dim},
-                         Placement::sharded, plan_.tokens[static_cast<std::size_t>(group)], Decay::yes});
+        specs.push_back({layer_path(layer, group) + role, Shape{config.num_tokens(group), config.dim},
+                         Placement::sharded, plan.tokens[static_cast<std::size_t>(group)], Decay::yes});
       }
     }
   }
-  specs.push_back({"final_norm.weight", Shape{config_.dim}, Placement::replicated, {}, Decay::no});
-  specs.push_back({"final_norm.bias", Shape{config_.dim}, Placement::replicated, {}, Decay::no});
+  specs.push_back({"final_norm.weight", Shape{config.dim}, Placement::replicated, {}, Decay::no});
+  specs.push_back({"final_norm.bias", Shape{config.dim}, Placement::replicated, {}, Decay::no});
   return specs;
 }
 
@@ -80,7 +80,7 @@ TokenFormer::TokenFormer(Allocator& allocator, Stream& stream, const ModelConfig
                          const ShardPlan& plan)
     : config_(config), plan_(plan), tp_(tp), allocator_(allocator), reducer_(std::make_unique<TpReducer>(tp)) {
   config_.validate();
-  parameters_ = std::make_unique<ParameterSet>(allocator, specs(), dtype, tp.rank());
+  parameters_ = std::make_unique<ParameterSet>(allocator, specs(config_, plan_), dtype, tp.rank());
   scales_.resize(static_cast<std::size_t>(config_.layers));
   layers_.resize(static_cast<std::size_t>(config_.layers));
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {

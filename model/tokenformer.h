@@ -57,6 +57,9 @@ class KvCache {
 
 class TokenFormer {
  public:
+  /// The parameters of a model of that configuration.
+  static std::vector<ParameterSpec> specs(const ModelConfig& config, const ShardPlan& plan);
+
   /// Parameters are allocated and zero; see initialise(). `tp` must outlive the model.
   /// Throws ConfigError when the configuration is not valid.
   TokenFormer(Allocator& allocator, Stream& stream, const ModelConfig& config, DType dtype, Communicator& tp,
@@ -101,7 +104,6 @@ class TokenFormer {
   struct Layer {
     std::array<PattentionTokens, 5> tokens;  // by TokenGroup
   };
-  std::vector<ParameterSpec> specs() const;
   PattentionTokens tokens_of(std::int64_t layer, TokenGroup group) const;
   /// One layer of hidden(): h [T, d] of sequences of `seq` tokens.
   Var block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq);

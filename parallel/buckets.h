@@ -16,7 +16,7 @@ enum class Bucketing : std::uint8_t { shared, alone };
 struct FlatBlock {
   std::int64_t offset = 0;
   std::int64_t elements = 0;
-  std::int64_t row_elements = 1;  // of one row; 1 for a vector
+  std::int64_t row_elements = 1;  // of one row; a vector is one row
   Bucketing bucketing = Bucketing::shared;
 };
 

@@ -35,11 +35,13 @@ class Communicator {
   /// In place; f32, f64 or i32, contiguous. Every rank gets the same bits. Collective.
   virtual void all_reduce(Stream& stream, TensorView x, ReduceOp op) = 0;
   /// Rank r contributes `send` of counts[r] elements; `receive` holds all contributions in rank order. Contiguous,
-  /// same dtype. counts.size() == size(), send.elements() == counts[rank()]. Collective.
+  /// same dtype. counts.size() == size(), send.elements() == counts[rank()]. Collective. `send` may be this rank's part
+  /// of `receive`.
   virtual void all_gather(Stream& stream, ConstTensorView send, TensorView receive,
                           std::span<const std::int64_t> counts) = 0;
   /// `send` holds one block of counts[r] elements for each rank r in rank order; `receive` (counts[rank()] elements)
-  /// becomes the sum over ranks of this rank's block. f32 or f64. Collective.
+  /// becomes the sum over ranks of this rank's block. f32 or f64. Collective. `receive` may be this rank's block of
+  /// `send` itself; the other blocks then hold nothing of use afterwards.
   virtual void reduce_scatter(Stream& stream, ConstTensorView send, TensorView receive,
                               std::span<const std::int64_t> counts) = 0;
   /// Everyone's `bytes`, in rank order; lengths may differ. For small control data, not for tensors. Collective.

@@ -130,16 +130,26 @@ class MpiCommunicator final : public Communicator {
     checks::blocks("reduce_scatter", receive, send, counts, rank_, size_);
     checks::floating("reduce_scatter", send.dtype);
     const Call call(*this, "reduce_scatter", bytes_of(send));
+    const std::int64_t own_offset = std::accumulate(counts.begin(), counts.begin() + rank_, std::int64_t{0});
+    const bool in_place = receive.data == at(send.data, own_offset, send.dtype);
     if (fits_one_call(counts)) {
-      call.check(MPI_Reduce_scatter(send.data, receive.data, counts_.data(), mpi_type(send.dtype), MPI_SUM, comm_));
+      if (!in_place) {
+        call.check(MPI_Reduce_scatter(send.data, receive.data, counts_.data(), mpi_type(send.dtype), MPI_SUM, comm_));
+        return;
+      }
+      // MPI's own "in place" leaves the result where the first block was.
+      void* all = const_cast<void*>(send.data);
+      call.check(MPI_Reduce_scatter(MPI_IN_PLACE, all, counts_.data(), mpi_type(send.dtype), MPI_SUM, comm_));
+      std::memmove(receive.data, all, bytes_of(receive));
       return;
     }
     std::int64_t offset = 0;
     for (int r = 0; r < size_; ++r) {
       for_each_piece(counts[index(r)], [&](std::int64_t first, int count) {
-        call.check(MPI_Reduce(at(send.data, offset + first, send.dtype),
-                              r == rank_ ? at(receive.data, first, receive.dtype) : nullptr, count,
-                              mpi_type(send.dtype), MPI_SUM, r, comm_));
+        const bool own = r == rank_;
+        call.check(MPI_Reduce(own && in_place ? MPI_IN_PLACE : at(send.data, offset + first, send.dtype),
+                              own ? at(receive.data, first, receive.dtype) : nullptr, count, mpi_type(send.dtype),
+                              MPI_SUM, r, comm_));
       });
       offset += counts[index(r)];
     }

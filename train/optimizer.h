@@ -20,13 +20,6 @@ struct AgeSegment {
   bool operator==(const AgeSegment&) const = default;
 };
 
-/// Rows [first, first + rows) of what a rank holds of a parameter.
-struct RowRange {
-  std::int64_t first = 0;
-  std::int64_t rows = 0;
-  bool operator==(const RowRange&) const = default;
-};
-
 /// Which of the rows that it holds a rank owns: all, or those that the other ranks of dp do not.
 enum class Ownership : std::uint8_t { all_rows, by_dp_rank };
 

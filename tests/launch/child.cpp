@@ -51,6 +51,12 @@ void use_all_verbs(Communicator& world) {
     require(mine.span<double>()[static_cast<std::size_t>(i)] == static_cast<double>(size * (first + i)),
             "reduce_scatter");
   }
+  const Tensor own = whole.rows(first, 7 + rank);
+  world.reduce_scatter(stream, whole.view(), Tensor(own).view(), counts);
+  for (std::int64_t i = 0; i < 7 + rank; ++i) {
+    require(own.span<double>()[static_cast<std::size_t>(i)] == static_cast<double>(size * (first + i)),
+            "reduce_scatter in place");
+  }
   whole.fill_zero();
   world.all_gather(stream, mine.view(), whole.view(), counts);
   for (std::int64_t i = 0; i < all; ++i) {

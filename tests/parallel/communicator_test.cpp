@@ -97,6 +97,28 @@ TYPED_TEST(CommunicatorTest, ReduceScatterOfUnevenBlocks) {
   EXPECT_EQ(this->values(receive), std::vector<T>(mine, static_cast<T>(100 * this->rank_ * p + p * (p + 1) / 2)));
 }
 
+TYPED_TEST(CommunicatorTest, ReduceScatterInPlace) {
+  using T = TypeParam;
+  // Sizes on both sides of the borders at which MPI changes its algorithm; rank 1 owns nothing.
+  for (const std::int64_t n : {1, 1000, 100000}) {
+    std::vector<std::int64_t> counts;
+    for (int r = 0; r < this->size_; ++r) counts.push_back(r == 1 ? 0 : n + r);
+    const std::int64_t all = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    const std::int64_t first = std::accumulate(counts.begin(), counts.begin() + this->rank_, std::int64_t{0});
+    std::vector<T> values;
+    for (std::int64_t i = 0; i < all; ++i) values.push_back(static_cast<T>(i % 1000 + this->rank_));
+    Tensor send = this->tensor(values);
+    Tensor own = send.rows(first, counts[static_cast<std::size_t>(this->rank_)]);
+    this->world_.reduce_scatter(this->stream_, send.view(), own.view(), counts);
+    const int p = this->size_;
+    std::vector<T> expected;
+    for (std::int64_t i = first; i < first + own.elements(); ++i) {
+      expected.push_back(static_cast<T>(i % 1000 * p + p * (p - 1) / 2));
+    }
+    EXPECT_EQ(this->values(own), expected) << n;
+  }
+}
+
 TYPED_TEST(CommunicatorTest, EveryRankGetsTheSameBitsAtEverySize) {
   using T = TypeParam;
   // Sizes on both sides of the borders at which MPI changes its algorithm; values whose sum depends on the order.
