@@ -4,6 +4,7 @@
 #include <benchmark/benchmark.h>
 #include <omp.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -59,14 +60,15 @@ struct Layer {
   static TensorView view(Tensor& t) { return t ? t.view() : TensorView{}; }
 
   void forward(std::size_t i) {
-    kernels::pattention_forward(stream, norm, scale, x.view(), keys.view(), values.view(),
-                                scores[i % scores.size()].view(), view(stat), u.view(), view(weight), workspace.view());
+    const std::array group{kernels::PattentionForward{
+        scale, keys.view(), values.view(), scores[i % scores.size()].view(), view(stat), u.view(), view(weight)}};
+    kernels::pattention_forward(stream, norm, x.view(), group, workspace.view());
   }
   void backward(std::size_t i) {
-    kernels::pattention_backward(stream, norm, scale, scores[i % scores.size()].view(), view(stat), x.view(),
-                                 keys.view(), values.view(), du.view(), view(dweight), GradMode::overwrite, dx.view(),
-                                 GradMode::overwrite, dkeys.view(), GradMode::overwrite, dvalues.view(),
-                                 workspace.view());
+    const std::array group{kernels::PattentionBackward{scale, scores[i % scores.size()].view(), view(stat), keys.view(),
+                                                       values.view(), du.view(), view(dweight), GradMode::overwrite,
+                                                       dkeys.view(), GradMode::overwrite, dvalues.view()}};
+    kernels::pattention_backward(stream, norm, x.view(), group, GradMode::overwrite, dx.view(), workspace.view());
   }
   void product(Transpose a_op, Transpose b_op, Tensor& a, Tensor& b, Tensor& c) {
     kernels::gemm(stream, a_op, b_op, 1, a.view(), b.view(), GradMode::overwrite, c.view());

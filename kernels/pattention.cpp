@@ -47,6 +47,12 @@ class Checker {
   std::int64_t rows_, tokens_;
 };
 
+void check_group(const char* op, std::size_t layers) {
+  if (layers < 1 || layers > kMaxPattentionGroup) {
+    throw ShapeError("{}: {} layers in a group, want 1 to {}", op, layers, kMaxPattentionGroup);
+  }
+}
+
 }  // namespace
 
 std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
@@ -88,27 +94,31 @@ std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double 
   });
 }
 
-std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView x,
-                                ConstTensorView keys, ConstTensorView values, TensorView scores, TensorView stat,
-                                TensorView u, TensorView weight, TensorView workspace) {
+std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
+                                std::span<const PattentionForward> layers, TensorView workspace) {
   const char* op = "pattention_forward";
+  check_group(op, layers.size());
   const std::int64_t rows = x.rows();
-  const std::int64_t tokens = keys.rows();
-  Checker(op, stream, norm, x.dtype, rows, tokens)
-      .matrix("X", x, rows, keys.columns())
-      .matrix("K", keys, tokens, keys.columns())
-      .matrix("V", values, tokens, values.columns())
-      .scores("scores", scores)
-      .stat(stat)
-      .matrix("U", u, rows, values.columns())
-      .weight("weight", weight)
-      .workspace(workspace, pattention_forward_workspace(rows, tokens, keys.columns(), values.columns()));
-  const ProfileScope scope(
-      stream, op,
-      {product_flops(rows, tokens, keys.columns() + values.columns()), bytes_of(x, keys, values, scores, u)});
-  return with_compute_type(op, x.dtype, [&](auto t) {
-    return cpu::pattention_forward<decltype(t)>(norm, scale, x, keys, values, scores, stat, u, weight, workspace);
-  });
+  std::int64_t scratch = 0;
+  Work work;
+  for (const PattentionForward& l : layers) {
+    const std::int64_t tokens = l.keys.rows(), d_in = l.keys.columns(), d_out = l.values.columns();
+    scratch += pattention_forward_workspace(rows, tokens, d_in, d_out);
+    Checker(op, stream, norm, x.dtype, rows, tokens)
+        .matrix("X", x, rows, d_in)
+        .matrix("K", l.keys, tokens, d_in)
+        .matrix("V", l.values, tokens, d_out)
+        .scores("scores", l.scores)
+        .stat(l.stat)
+        .matrix("U", l.u, rows, d_out)
+        .weight("weight", l.weight)
+        .workspace(workspace, scratch);
+    work.flops += product_flops(rows, tokens, d_in + d_out);
+    work.bytes += bytes_of(x, l.keys, l.values, l.scores, l.u);
+  }
+  const ProfileScope scope(stream, op, work);
+  return with_compute_type(op, x.dtype,
+                           [&](auto t) { return cpu::pattention_forward<decltype(t)>(norm, x, layers, workspace); });
 }
 
 std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
@@ -170,35 +180,36 @@ void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scal
   });
 }
 
-void pattention_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
-                         ConstTensorView stat, ConstTensorView x, ConstTensorView keys, ConstTensorView values,
-                         ConstTensorView du, ConstTensorView dweight, GradMode dx_mode, TensorView dx,
-                         GradMode dkeys_mode, TensorView dkeys, GradMode dvalues_mode, TensorView dvalues,
+void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
+                         std::span<const PattentionBackward> layers, GradMode dx_mode, TensorView dx,
                          TensorView workspace) {
   const char* op = "pattention_backward";
+  check_group(op, layers.size());
   const std::int64_t rows = x.rows();
-  const std::int64_t tokens = keys.rows();
-  Checker(op, stream, norm, x.dtype, rows, tokens)
-      .scores("scores", scores)
-      .stat(stat)
-      .matrix("X", x, rows, keys.columns())
-      .matrix("K", keys, tokens, keys.columns())
-      .matrix("V", values, tokens, values.columns())
-      .matrix("dU", du, rows, values.columns())
-      .weight("dweight", dweight)
-      .gradient("dX", dx, rows, keys.columns())
-      .gradient("dK", dkeys, tokens, keys.columns())
-      .gradient("dV", dvalues, tokens, values.columns())
-      .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), values.columns()));
-  const std::int64_t width = keys.columns() * ((dx ? 1 : 0) + (dkeys ? 1 : 0)) + values.columns() * (dvalues ? 2 : 1);
-  const ProfileScope scope(stream, op,
-                           {product_flops(rows, tokens, width),
-                            bytes_of(scores, x, keys, values, du) + bytes_written(dx_mode, dx) +
-                                bytes_written(dkeys_mode, dkeys) + bytes_written(dvalues_mode, dvalues)});
-  with_compute_type(op, x.dtype, [&](auto t) {
-    cpu::pattention_backward<decltype(t)>(norm, scale, scores, stat, x, keys, values, du, dweight, dx_mode, dx,
-                                          dkeys_mode, dkeys, dvalues_mode, dvalues, workspace);
-  });
+  std::int64_t scratch = 0;
+  Work work{0, bytes_written(dx_mode, dx)};
+  for (const PattentionBackward& l : layers) {
+    const std::int64_t tokens = l.keys.rows(), d_in = l.keys.columns(), d_out = l.values.columns();
+    scratch += pattention_backward_workspace(rows, tokens, d_in, d_out);
+    Checker(op, stream, norm, x.dtype, rows, tokens)
+        .scores("scores", l.scores)
+        .stat(l.stat)
+        .matrix("X", x, rows, d_in)
+        .matrix("K", l.keys, tokens, d_in)
+        .matrix("V", l.values, tokens, d_out)
+        .matrix("dU", l.du, rows, d_out)
+        .weight("dweight", l.dweight)
+        .gradient("dX", dx, rows, d_in)
+        .gradient("dK", l.dkeys, tokens, d_in)
+        .gradient("dV", l.dvalues, tokens, d_out)
+        .workspace(workspace, scratch);
+    work.flops += product_flops(rows, tokens, d_in * ((dx ? 1 : 0) + (l.dkeys ? 1 : 0)) + d_out * (l.dvalues ? 2 : 1));
+    work.bytes += bytes_of(l.scores, x, l.keys, l.values, l.du) + bytes_written(l.dkeys_mode, l.dkeys) +
+                  bytes_written(l.dvalues_mode, l.dvalues);
+  }
+  const ProfileScope scope(stream, op, work);
+  with_compute_type(op, x.dtype,
+                    [&](auto t) { cpu::pattention_backward<decltype(t)>(norm, x, layers, dx_mode, dx, workspace); });
 }
 
 std::int64_t row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,

@@ -23,7 +23,9 @@
 // Workspace: a tensor of at least X_workspace(...) elements of the operands' dtype, asked for with the number of
 // threads (OpenMP) that the kernel then runs with. Nothing is allocated. Throws ShapeError or DTypeError naming the
 // function and the operands.
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "core/device.h"
 #include "core/pattention_norm.h"
@@ -41,11 +43,20 @@ std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double 
                                     ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
                                     TensorView workspace);
 
-/// Both halves, block by block while a block's scores are in cache: the same bits as the two calls without a
-/// reduction between them.
-std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView x,
-                                ConstTensorView keys, ConstTensorView values, TensorView scores, TensorView stat,
-                                TensorView u, TensorView weight, TensorView workspace);
+/// One layer of a group that reads the same X: q, k and v share the passes over it, the threads' meeting points and
+/// the packed X of the weight gradients. Views as for the halves above.
+struct PattentionForward {
+  double scale = 1;
+  ConstTensorView keys, values;
+  TensorView scores, stat, u, weight;
+};
+inline constexpr std::size_t kMaxPattentionGroup = 3;
+
+/// Both halves for each layer, block by block while a block's scores are in cache: the same bits as the two calls
+/// without a reduction between them. Workspace: the sum over the layers. Returns the floored rows of all layers.
+std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
+                                std::span<const PattentionForward> layers, TensorView workspace);
+/// Of one layer, whole or halved.
 std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
                                           std::int64_t d_out);
 
@@ -67,12 +78,20 @@ void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scal
                                 TensorView dscores, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
                                 TensorView dkeys, TensorView workspace);
 
-/// Both halves of the backward without a reduction between them; dscores live in the workspace only.
-void pattention_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
-                         ConstTensorView stat, ConstTensorView x, ConstTensorView keys, ConstTensorView values,
-                         ConstTensorView du, ConstTensorView dweight, GradMode dx_mode, TensorView dx,
-                         GradMode dkeys_mode, TensorView dkeys, GradMode dvalues_mode, TensorView dvalues,
+struct PattentionBackward {
+  double scale = 1;
+  ConstTensorView scores, stat, keys, values, du, dweight;
+  GradMode dkeys_mode = GradMode::overwrite;
+  TensorView dkeys;
+  GradMode dvalues_mode = GradMode::overwrite;
+  TensorView dvalues;
+};
+/// Both halves of the backward of each layer without a reduction between them, dX summed over the layers in their
+/// order; dscores live in the workspace only. Workspace: the sum over the layers.
+void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
+                         std::span<const PattentionBackward> layers, GradMode dx_mode, TensorView dx,
                          TensorView workspace);
+/// Of one layer, whole or halved.
 std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
                                            std::int64_t d_out);
 

@@ -70,29 +70,39 @@ struct PattentionNode final : Node {
     const auto groups = static_cast<std::int64_t>(count);
     const ConstTensorView du = dy().read();
     const Columns columns{groups, layers[0].values.shape().columns()};
-    std::int64_t workspace_elements = 0;
+    std::int64_t workspace_elements = 0, scores_workspace = 0;
     for (std::size_t g = 0; g < count; ++g) {
       const std::int64_t n = layers[g].keys.shape().rows(), d_in = layers[g].keys.shape().columns();
-      workspace_elements = std::max(workspace_elements, kernels::pattention_backward_workspace(
-                                                            rows, n, d_in, layers[g].values.shape().columns()));
-      if (recompute) {
-        workspace_elements = std::max(workspace_elements, kernels::pattention_forward_workspace(rows, n, d_in, 0));
-      }
+      workspace_elements += kernels::pattention_backward_workspace(rows, n, d_in, layers[g].values.shape().columns());
+      if (recompute)
+        scores_workspace = std::max(scores_workspace, kernels::pattention_forward_workspace(rows, n, d_in, 0));
     }
-    Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
+    Tensor workspace = tape.empty(Shape{std::max(workspace_elements, scores_workspace)}, x.dtype(), Purpose::workspace);
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
 
     if (!exchange) {
+      std::array<Tensor, kMaxPattentionGroup> scores;
+      std::array<kernels::PattentionBackward, kMaxPattentionGroup> group;
       for (std::size_t g = 0; g < count; ++g) {
         Layer& l = layers[g];
         const auto i = static_cast<std::int64_t>(g);
-        const GradTarget to_x = target_or_none(dx, tape);
         const GradTarget to_k = target_or_none(l.dkeys, tape), to_v = target_or_none(l.dvalues, tape);
-        const Tensor scores = take_scores(tape, g, x, workspace);
-        kernels::pattention_backward(stream, norm, l.scale, scores.view(), stat_of(i), view(x), view(l.keys),
-                                     view(l.values), columns.values(du, i), columns.weight(du, i, norm), to_x.mode,
-                                     to_x.view, to_k.mode, to_k.view, to_v.mode, to_v.view, workspace.view());
+        scores[g] = take_scores(tape, g, x, workspace);
+        group[g] = {l.scale,
+                    view(scores[g]),
+                    stat_of(i),
+                    view(l.keys),
+                    view(l.values),
+                    columns.values(du, i),
+                    columns.weight(du, i, norm),
+                    to_k.mode,
+                    to_k.view,
+                    to_v.mode,
+                    to_v.view};
       }
+      const GradTarget to_x = target_or_none(dx, tape);
+      kernels::pattention_backward(stream, norm, view(x), std::span(group).first(count), to_x.mode, to_x.view,
+                                   workspace.view());
       return;
     }
 
@@ -186,9 +196,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   std::int64_t workspace_elements = 0;
   for (const PattentionTokens& l : layers) {
     if (l.values.shape().columns() != d_out) throw ShapeError("pattention: layers of a group differ in d_out");
-    workspace_elements =
-        std::max(workspace_elements,
-                 kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(), d_out));
+    workspace_elements +=
+        kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(), d_out);
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
   Tensor u = tape.empty(Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
@@ -208,20 +217,29 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   const bool exchange = has_stat && !reducer.is_identity();
   std::int64_t floored = 0;
   for (std::size_t g = 0; g < layers.size(); ++g) {
-    const PattentionTokens& l = layers[g];
-    const auto i = static_cast<std::int64_t>(g);
-    scores[g] = tape.empty(Shape{rows, l.keys.shape().rows()}, x.dtype());
-    if (exchange) {
-      kernels::pattention_scores_forward(stream, norm, x.view(), l.keys.view(), scores[g].view(), stat_of(i),
-                                         workspace.view());
-    } else {
-      floored += kernels::pattention_forward(stream, norm, l.scale, x.view(), l.keys.view(), l.values.view(),
-                                             scores[g].view(), stat_of(i), columns.values(u.view(), i),
-                                             columns.weight(u.view(), i, norm), workspace.view());
-      done_with_scores(g);
-    }
+    scores[g] = tape.empty(Shape{rows, layers[g].keys.shape().rows()}, x.dtype());
   }
-  if (exchange) {
+  if (!exchange) {
+    std::array<kernels::PattentionForward, kMaxPattentionGroup> group;
+    for (std::size_t g = 0; g < layers.size(); ++g) {
+      const PattentionTokens& l = layers[g];
+      const auto i = static_cast<std::int64_t>(g);
+      group[g] = {l.scale,
+                  l.keys.view(),
+                  l.values.view(),
+                  scores[g].view(),
+                  stat_of(i),
+                  columns.values(u.view(), i),
+                  columns.weight(u.view(), i, norm)};
+    }
+    floored =
+        kernels::pattention_forward(stream, norm, x.view(), std::span(group).first(layers.size()), workspace.view());
+    for (std::size_t g = 0; g < layers.size(); ++g) done_with_scores(g);
+  } else {
+    for (std::size_t g = 0; g < layers.size(); ++g) {
+      kernels::pattention_scores_forward(stream, norm, x.view(), layers[g].keys.view(), scores[g].view(),
+                                         stat_of(static_cast<std::int64_t>(g)), workspace.view());
+    }
     if (norm == PattentionNorm::softmax) reducer.max(stream, stat.view());
     else reducer.sum(stream, stat.view());
     for (std::size_t g = 0; g < layers.size(); ++g) {
@@ -242,7 +260,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
 Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, PattentionNorm norm) {
   if (norm == PattentionNorm::l2_norm_gelu) return u;
   const auto groups = static_cast<std::int64_t>(scales.size());
-  if (groups < 1 || groups > kMaxPattentionGroup || u.shape().columns() % groups != 0) {
+  if (scales.empty() || scales.size() > kMaxPattentionGroup || u.shape().columns() % groups != 0) {
     throw ShapeError("row_normalize: {} layers in {} columns", groups, u.shape().columns());
   }
   const Columns columns{groups, u.shape().columns() / groups - 1};

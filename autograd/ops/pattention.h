@@ -6,6 +6,7 @@
 #include "autograd/tape.h"
 #include "autograd/var.h"
 #include "core/pattention_norm.h"
+#include "kernels/pattention.h"
 
 namespace tforge {
 
@@ -16,7 +17,7 @@ struct PattentionTokens {
   double scale;  // the layer's stored scale
 };
 
-inline constexpr int kMaxPattentionGroup = 3;
+using kernels::kMaxPattentionGroup;
 
 /// Pattention of x [T, d_in] with each of the G layers (1 to 3, same d_in and d_out); see kernels/pattention.h.
 /// `reducer` covers the ranks that hold the layers' other tokens; it is called once with [T, G] row numbers before the

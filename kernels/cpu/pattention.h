@@ -1,7 +1,10 @@
 #pragma once
 // CPU kernels behind kernels/pattention.h; operands are already checked.
+#include <span>
+
 #include "core/pattention_norm.h"
 #include "core/tensor.h"
+#include "kernels/pattention.h"
 
 namespace tforge::kernels::cpu {
 
@@ -12,9 +15,8 @@ template <class T>
 std::int64_t pattention_mix_forward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
                                     ConstTensorView values, TensorView u, TensorView weight, TensorView workspace);
 template <class T>
-std::int64_t pattention_forward(PattentionNorm norm, double scale, ConstTensorView x, ConstTensorView keys,
-                                ConstTensorView values, TensorView scores, TensorView stat, TensorView u,
-                                TensorView weight, TensorView workspace);
+std::int64_t pattention_forward(PattentionNorm norm, ConstTensorView x, std::span<const PattentionForward> layers,
+                                TensorView workspace);
 std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
                                           std::int64_t d_out);
 
@@ -28,10 +30,8 @@ void pattention_scores_backward(PattentionNorm norm, double scale, ConstTensorVi
                                 GradMode dx_mode, TensorView dx, GradMode dkeys_mode, TensorView dkeys,
                                 TensorView workspace);
 template <class T>
-void pattention_backward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
-                         ConstTensorView x, ConstTensorView keys, ConstTensorView values, ConstTensorView du,
-                         ConstTensorView dweight, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
-                         TensorView dkeys, GradMode dvalues_mode, TensorView dvalues, TensorView workspace);
+void pattention_backward(PattentionNorm norm, ConstTensorView x, std::span<const PattentionBackward> layers,
+                         GradMode dx_mode, TensorView dx, TensorView workspace);
 std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
                                            std::int64_t d_out);
 

@@ -1,6 +1,8 @@
 #include "kernels/cpu/pattention.h"
 
 #include <algorithm>
+#include <array>
+#include <optional>
 
 #include "kernels/cpu/packed_product.h"
 #include "kernels/cpu/pattention_blocks.h"
@@ -43,11 +45,15 @@ class WeightGradient {
       : right_(right), mode_(mode), gradient_(gradient), depth_(superblock_rows(right.rows())), panels_(workspace) {}
 
   void pack(std::int64_t first, std::int64_t rows, std::int64_t offset) const {
-    if (gradient_) {
+    if (packs_) {
       pack_rows(right_.row(first), right_.stride, offset, rows, depth_, right_.columns, panels_);
     }
   }
-  std::int64_t strips() const { return blocks_of(gradient_.count, kTokenStrip); }
+  /// Takes R packed by another gradient's pack(), which runs before add().
+  void share(const WeightGradient& other) {
+    panels_ = other.panels_;
+    packs_ = false;
+  }
   /// Adds `rows` rows from row `start` on, where `matrix` is the superblock's M.
   void add(std::int64_t strip, std::int64_t start, std::int64_t rows, const T* matrix, std::int64_t pitch) const {
     if (!gradient_) return;
@@ -63,6 +69,7 @@ class WeightGradient {
   Rows<T> gradient_;
   std::int64_t depth_;
   T* panels_;
+  bool packs_ = true;
 };
 
 template <class T>
@@ -135,6 +142,8 @@ class ScoresBackward {
         panels_(workspace),
         dkeys_(x, dkeys_mode, dkeys, panels_ + packed_size(n_, keys.columns())) {}
 
+  /// For another layer of the same X, whose block() runs first.
+  void share_packed_x(const ScoresBackward& other) { dkeys_.share(other.dkeys_); }
   void prepare() {
     if (dx_) pack_matrix(keys_.data, keys_.stride, n_, keys_.columns, panels_);
   }
@@ -223,33 +232,57 @@ void pattention_scores_backward(PattentionNorm norm, double scale, ConstTensorVi
 }
 
 template <class T>
-void pattention_backward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
-                         ConstTensorView x, ConstTensorView keys, ConstTensorView values, ConstTensorView du,
-                         ConstTensorView dweight, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
-                         TensorView dkeys, GradMode dvalues_mode, TensorView dvalues, TensorView workspace) {
-  const std::int64_t all_rows = x.rows();
-  const std::int64_t n = keys.rows();
-  T* start_mix = start_of<T>(workspace);
-  T* start_scores = start_mix + MixBackward<T>::scratch(all_rows, n, values.columns());
-  T* d = start_scores + ScoresBackward<T>::scratch(all_rows, n, keys.columns());  // dscores of a superblock
-  const std::int64_t pitch = scratch_pitch(n);
-  MixBackward<T> mix(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues, start_mix);
-  ScoresBackward<T> rest(norm, scale, scores, stat, x, keys, dx_mode, dx, dkeys_mode, dkeys, start_scores);
-  mix.prepare();
-  rest.prepare();
+void pattention_backward(PattentionNorm norm, ConstTensorView x, std::span<const PattentionBackward> layers,
+                         GradMode dx_mode, TensorView dx, TensorView workspace) {
+  struct Halves {
+    MixBackward<T> mix;
+    ScoresBackward<T> rest;
+    T* d;  // dscores of a superblock
+    std::int64_t pitch;
+  };
+  std::array<std::optional<Halves>, kMaxPattentionGroup> group;
+  std::array<std::int64_t, kMaxPattentionGroup + 1> pieces{};  // of the weight gradients, before each layer
+  T* start = start_of<T>(workspace);
+  for (std::size_t g = 0; g < layers.size(); ++g) {
+    const PattentionBackward& l = layers[g];
+    const std::int64_t n = l.keys.rows(), rows = x.rows();
+    T* const second = start + MixBackward<T>::scratch(rows, n, l.values.columns());
+    T* const d = second + ScoresBackward<T>::scratch(rows, n, l.keys.columns());
+    const GradMode mode = g == 0 ? dx_mode : GradMode::accumulate;
+    group[g].emplace(
+        Halves{{norm, l.scale, l.scores, l.stat, l.values, l.du, l.dweight, l.dvalues_mode, l.dvalues, start},
+               {norm, l.scale, l.scores, l.stat, x, l.keys, mode, dx, l.dkeys_mode, l.dkeys, second},
+               d,
+               scratch_pitch(n)});
+    if (g > 0) group[g]->rest.share_packed_x(group[0]->rest);
+    pieces[g + 1] = pieces[g] + 2 * group[g]->mix.strips();
+    start += pattention_backward_workspace(rows, n, l.keys.columns(), l.values.columns());
+  }
+  const auto for_each_layer = [&](const auto& f) {
+    for (std::size_t g = 0; g < layers.size(); ++g) f(*group[g]);
+  };
+  for_each_layer([](Halves& layer) {
+    layer.mix.prepare();
+    layer.rest.prepare();
+  });
   over_superblocks(
-      all_rows,
+      x.rows(),
       [&](std::int64_t first, std::int64_t rows, std::int64_t offset) {
-        T dots[kMostRows];
-        T* here = d + offset * pitch;
-        mix.block(first, rows, offset, here, pitch, dots);
-        rest.block(first, rows, offset, here, pitch, dots, 1);
+        for_each_layer([&](Halves& layer) {
+          T dots[kMostRows];
+          T* here = layer.d + offset * layer.pitch;
+          layer.mix.block(first, rows, offset, here, layer.pitch, dots);
+          layer.rest.block(first, rows, offset, here, layer.pitch, dots, 1);
+        });
       },
-      [&](std::int64_t start, std::int64_t rows) {
-        const std::int64_t strips = mix.strips();
-        parallel_blocks(2 * strips, [&](std::int64_t piece) {
-          if (piece < strips) mix.gradient(piece, start, rows);
-          else rest.gradient(piece - strips, start, rows, d, pitch);
+      [&](std::int64_t first, std::int64_t rows) {
+        parallel_blocks(pieces[layers.size()], [&](std::int64_t piece) {
+          std::size_t g = 0;
+          while (piece >= pieces[g + 1]) ++g;
+          const Halves& layer = *group[g];
+          const std::int64_t strip = piece - pieces[g], strips = layer.mix.strips();
+          if (strip < strips) layer.mix.gradient(strip, first, rows);
+          else layer.rest.gradient(strip - strips, first, rows, layer.d, layer.pitch);
         });
       });
 }
@@ -261,9 +294,8 @@ void pattention_backward(PattentionNorm norm, double scale, ConstTensorView scor
   template void pattention_scores_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,                \
                                               ConstTensorView, ConstTensorView, ConstTensorView, TensorView, GradMode, \
                                               TensorView, GradMode, TensorView, TensorView);                           \
-  template void pattention_backward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView, ConstTensorView,      \
-                                       ConstTensorView, ConstTensorView, ConstTensorView, ConstTensorView, GradMode,   \
-                                       TensorView, GradMode, TensorView, GradMode, TensorView, TensorView)
+  template void pattention_backward<T>(PattentionNorm, ConstTensorView, std::span<const PattentionBackward>, GradMode, \
+                                       TensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
 #undef TFORGE_INSTANTIATE

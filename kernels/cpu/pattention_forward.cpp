@@ -1,8 +1,9 @@
 #include "kernels/cpu/pattention.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <cmath>
+#include <optional>
 
 #include "kernels/cpu/packed_product.h"
 #include "kernels/cpu/pattention_blocks.h"
@@ -201,25 +202,44 @@ std::int64_t pattention_mix_forward(PattentionNorm norm, double scale, ConstTens
 }
 
 template <class T>
-std::int64_t pattention_forward(PattentionNorm norm, double scale, ConstTensorView x, ConstTensorView keys,
-                                ConstTensorView values, TensorView scores, TensorView stat, TensorView u,
-                                TensorView weight, TensorView workspace) {
+std::int64_t pattention_forward(PattentionNorm norm, ConstTensorView x, std::span<const PattentionForward> layers,
+                                TensorView workspace) {
+  struct Halves {
+    ScoresForward<T> scores;
+    MixForward<T> mix;
+  };
+  std::array<std::optional<Halves>, kMaxPattentionGroup> group;
   T* start = start_of<T>(workspace);
-  ScoresForward<T> first_half(norm, x, keys, scores, stat, start);
-  MixForward<T> second_half(norm, scale, scores, stat, values, u, weight,
-                            start + ScoresForward<T>::scratch(x.rows(), keys.rows(), keys.columns()));
-  if (x.rows() <= kFewRows) {
-    first_half.few_rows();
-    return second_half.few_rows();
+  for (std::size_t g = 0; g < layers.size(); ++g) {
+    const PattentionForward& l = layers[g];
+    const std::int64_t n = l.keys.rows();
+    T* const second = start + ScoresForward<T>::scratch(x.rows(), n, l.keys.columns());
+    group[g].emplace(Halves{{norm, x, l.keys, l.scores, l.stat, start},
+                            {norm, l.scale, l.scores, l.stat, l.values, l.u, l.weight, second}});
+    start += pattention_forward_workspace(x.rows(), n, l.keys.columns(), l.values.columns());
   }
-  first_half.prepare();
-  second_half.prepare();
   std::atomic<std::int64_t> floored = 0;
+  const auto for_each_layer = [&](const auto& f) {
+    for (std::size_t g = 0; g < layers.size(); ++g) f(*group[g]);
+  };
+  if (x.rows() <= kFewRows) {
+    for_each_layer([&](Halves& layer) {
+      layer.scores.few_rows();
+      floored += layer.mix.few_rows();
+    });
+    return floored;
+  }
+  for_each_layer([](Halves& layer) {
+    layer.scores.prepare();
+    layer.mix.prepare();
+  });
   const RowBlocks blocks(x.rows());
   parallel_blocks(blocks.count(), [&](std::int64_t b) {
     blocks.visit(b, [&](std::int64_t first, std::int64_t rows) {
-      first_half.block(first, rows);
-      floored += second_half.block(first, rows);
+      for_each_layer([&](Halves& layer) {
+        layer.scores.block(first, rows);
+        floored += layer.mix.block(first, rows);
+      });
     });
   });
   return floored;
@@ -230,8 +250,7 @@ std::int64_t pattention_forward(PattentionNorm norm, double scale, ConstTensorVi
                                              TensorView);                                                              \
   template std::int64_t pattention_mix_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,            \
                                                   ConstTensorView, TensorView, TensorView, TensorView);                \
-  template std::int64_t pattention_forward<T>(PattentionNorm, double, ConstTensorView, ConstTensorView,                \
-                                              ConstTensorView, TensorView, TensorView, TensorView, TensorView,         \
+  template std::int64_t pattention_forward<T>(PattentionNorm, ConstTensorView, std::span<const PattentionForward>,     \
                                               TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

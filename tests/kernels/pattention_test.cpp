@@ -1,5 +1,6 @@
 #include "kernels/pattention.h"
 
+#include <array>
 #include <cmath>
 #include <string>
 
@@ -109,18 +110,24 @@ struct Layer {
                                         dscores.view(), mode, dx.view(), mode, dkeys.view(), w.view());
   }
 
+  kernels::PattentionForward as_forward() {
+    return {scale, keys.view(), values.view(), scores.view(), stat_view(), u.view(), weight_view()};
+  }
+  kernels::PattentionBackward as_backward(GradMode mode) {
+    return {scale,          scores.view(), stat_view(),  keys.view(), values.view(), du.view(),
+            dweight_view(), mode,          dkeys.view(), mode,        dvalues.view()};
+  }
   void fused_forward() {
     auto w = forward_workspace();
-    floored = kernels::pattention_forward(cpu, norm, scale, x.view(), keys.view(), values.view(), scores.view(),
-                                          stat_view(), u.view(), weight_view(), w.view());
+    const std::array group{as_forward()};
+    floored = kernels::pattention_forward(cpu, norm, x.view(), group, w.view());
     normalize();
   }
   void fused_backward(GradMode mode = GradMode::overwrite) {
     normalize_backward();
     auto w = backward_workspace();
-    kernels::pattention_backward(cpu, norm, scale, scores.view(), stat_view(), x.view(), keys.view(), values.view(),
-                                 du.view(), dweight_view(), mode, dx.view(), mode, dkeys.view(), mode, dvalues.view(),
-                                 w.view());
+    const std::array group{as_backward(mode)};
+    kernels::pattention_backward(cpu, norm, x.view(), group, mode, dx.view(), w.view());
   }
   void two_phase() {
     scores_forward();
@@ -273,10 +280,8 @@ TEST_F(Pattention, WeightGradientsAreSumsOverRows) {
       part.normalize_backward();
       auto w = part.backward_workspace();
       const GradMode mode = first == 0 ? GradMode::overwrite : GradMode::accumulate;
-      kernels::pattention_backward(cpu, norm, part.scale, part.scores.view(), part.stat_view(), part.x.view(),
-                                   part.keys.view(), part.values.view(), part.du.view(), part.dweight_view(),
-                                   GradMode::overwrite, part.dx.view(), mode, part.dkeys.view(), mode,
-                                   part.dvalues.view(), w.view());
+      const std::array group{part.as_backward(mode)};
+      kernels::pattention_backward(cpu, norm, part.x.view(), group, GradMode::overwrite, part.dx.view(), w.view());
       dkeys = part.dkeys;
       dvalues = part.dvalues;
       for (std::int64_t i = 0; i < kPart; ++i) {
@@ -362,11 +367,11 @@ TEST_F(Pattention, AccumulatesAndSkips) {
       some.fused_forward();
       some.normalize_backward();
       auto w = some.backward_workspace();
-      kernels::pattention_backward(cpu, norm, l.scale, some.scores.view(), some.stat_view(), some.x.view(),
-                                   some.keys.view(), some.values.view(), some.du.view(), some.dweight_view(),
-                                   GradMode::overwrite, left_out == 0 ? TensorView{} : some.dx.view(),
-                                   GradMode::overwrite, left_out == 1 ? TensorView{} : some.dkeys.view(),
-                                   GradMode::overwrite, left_out == 2 ? TensorView{} : some.dvalues.view(), w.view());
+      std::array group{some.as_backward(GradMode::overwrite)};
+      if (left_out == 1) group[0].dkeys = {};
+      if (left_out == 2) group[0].dvalues = {};
+      kernels::pattention_backward(cpu, norm, some.x.view(), group, GradMode::overwrite,
+                                   left_out == 0 ? TensorView{} : some.dx.view(), w.view());
       EXPECT_TRUE(left_out == 0 || some.dx.same_bits(l.dx));
       EXPECT_TRUE(left_out == 1 || some.dkeys.same_bits(l.dkeys));
       EXPECT_TRUE(left_out == 2 || some.dvalues.same_bits(l.dvalues));
@@ -531,13 +536,57 @@ TEST_F(Pattention, NonFiniteInputShows) {
   }
 }
 
+TEST_F(Pattention, AGroupGivesTheBitsOfItsLayers) {
+  for (const PattentionNorm norm : kNorms) {
+    for (const std::int64_t rows : {9, 40, 300}) {  // few, one block, two superblocks
+      std::vector<Layer<float>> layers, alone;
+      for (const std::int64_t n : {33, 5, 70}) {
+        layers.push_back(Layer<float>::random(norm, rows, 21, n, 13));
+        layers.back().x = layers.front().x;
+        alone.push_back(layers.back());
+      }
+      std::int64_t forward = 0, backward = 0;
+      std::vector<kernels::PattentionForward> forwards;
+      std::vector<kernels::PattentionBackward> backwards;
+      Matrix<float> dx(rows, 21);
+      for (std::size_t g = 0; g < layers.size(); ++g) {
+        alone[g].fused_forward();
+        alone[g].normalize_backward();
+        auto w = alone[g].backward_workspace();
+        const std::array one{alone[g].as_backward(GradMode::overwrite)};
+        kernels::pattention_backward(cpu, norm, alone[g].x.view(), one,
+                                     g == 0 ? GradMode::overwrite : GradMode::accumulate, dx.view(), w.view());
+        forward += kernels::pattention_forward_workspace(rows, layers[g].tokens(), 21, 13);
+        backward += kernels::pattention_backward_workspace(rows, layers[g].tokens(), 21, 13);
+        forwards.push_back(layers[g].as_forward());
+      }
+      Matrix<float> w(1, std::max(forward, backward));
+      kernels::pattention_forward(cpu, norm, layers[0].x.view(), forwards, w.view());
+      for (Layer<float>& l : layers) {
+        l.normalize();
+        l.normalize_backward();
+        backwards.push_back(l.as_backward(GradMode::overwrite));
+      }
+      kernels::pattention_backward(cpu, norm, layers[0].x.view(), backwards, GradMode::overwrite, layers[0].dx.view(),
+                                   w.view());
+      EXPECT_TRUE(layers[0].dx.same_bits(dx));
+      for (std::size_t g = 0; g < layers.size(); ++g) {
+        EXPECT_TRUE(layers[g].y.same_bits(alone[g].y));
+        EXPECT_TRUE(layers[g].dkeys.same_bits(alone[g].dkeys));
+        EXPECT_TRUE(layers[g].dvalues.same_bits(alone[g].dvalues));
+      }
+    }
+  }
+}
+
 TEST_F(Pattention, RefusesOperandsThatDoNotFit) {
   auto l = Layer<float>::random(PattentionNorm::l2_norm_gelu, 20, 6, 5, 4);
   auto w = l.forward_workspace();
   const auto forward = [&](ConstTensorView keys, ConstTensorView values, TensorView stat, TensorView weight,
                            TensorView workspace) {
-    kernels::pattention_forward(cpu, l.norm, l.scale, l.x.view(), keys, values, l.scores.view(), stat, l.u.view(),
-                                weight, workspace);
+    const std::array group{
+        kernels::PattentionForward{l.scale, keys, values, l.scores.view(), stat, l.u.view(), weight}};
+    kernels::pattention_forward(cpu, l.norm, l.x.view(), group, workspace);
   };
   EXPECT_NO_THROW(forward(l.keys.view(), l.values.view(), l.stat.view(), {}, w.view()));
   EXPECT_THROW(forward(l.values.view(), l.values.view(), l.stat.view(), {}, w.view()), ShapeError);
