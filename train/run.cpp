@@ -13,9 +13,8 @@
 #include "checkpoint/folder.h"
 #include "core/log.h"
 #include "core/version.h"
-#include "kernels/attention.h"
 #include "kernels/gemm.h"
-#include "kernels/pattention.h"
+#include "model/activation_memory.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/trainer.h"
@@ -103,30 +102,6 @@ Start prepare_start(Communicator& world, const RunRequest& request, const TokenD
   return start;
 }
 
-/// Bytes of activations and workspace of one micro-batch that a training step holds at its peak, after
-/// tokenformer.cpp: what the ops save for backward, and what the head or the backward of a layer takes on top.
-std::size_t micro_batch_bytes(const RunConfig& config, const ShardPlan& plan, int tp_rank, std::int64_t rows) {
-  const ModelConfig& m = config.model;
-  std::int64_t tokens = 0;
-  for (const ShardBorders& borders : plan.tokens) tokens += borders.count(tp_rank);
-  const std::int64_t c = plan.heads.count(tp_rank) * m.head_dim();
-  const std::int64_t layer =
-      m.dim /* u */ + 3 * c /* qkv */ + c /* heads */ + (plan.heads.ranks() > 1 ? m.dim : 0) /* gathered heads */ +
-      3 * m.dim /* h, u, h */ + tokens + plan.heads.count(tp_rank) + 9 +
-      (m.norm == PattentionNorm::l2_norm_gelu ? 0 : 3 * c + 2 * m.dim + 5) /* not normalized yet */;
-  const std::int64_t vocab = plan.vocab.count(tp_rank);
-  const std::int64_t chunk =
-      std::min(rows, std::clamp<std::int64_t>((std::int64_t{1} << 24) / vocab / 64 * 64, 64, 1024));
-  std::int64_t workspace = kernels::attention_workspace(
-      {rows / config.seq(), plan.heads.count(tp_rank), config.seq(), config.seq(), config.seq()}, m.head_dim());
-  for (const ShardBorders& borders : plan.tokens) {
-    workspace = std::max(workspace, kernels::pattention_backward_workspace(rows, borders.count(tp_rank), m.dim, m.dim));
-  }
-  const std::int64_t saved = rows * (m.layers * layer + m.dim), gradients = 2 * rows * m.dim;
-  const std::int64_t elements = saved + gradients + std::max(chunk * vocab, workspace);
-  return static_cast<std::size_t>(elements) * size_of(config.train.dtype);
-}
-
 std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Mesh& mesh) {
   std::string text =
       "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch)\n";
@@ -138,7 +113,8 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
     for (const ShardBorders& borders : plan.tokens)
       held += config.model.layers * borders.count(r) * 2 * config.model.dim;
     const double weights = static_cast<double>(held) * size;
-    const double activations = static_cast<double>(micro_batch_bytes(config, plan, r, micro * config.seq()));
+    const double activations = static_cast<double>(
+        activation_bytes(config.model, plan, r, config.train.dtype, config.train.saves, micro, config.seq()));
     text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
                         mib(2 * weights), mib(activations), mib(4 * weights + activations));
   }

@@ -26,12 +26,6 @@ struct HeadCrossEntropyNode final : Node {
   Tensor dh_value;
 };
 
-/// Rows of a chunk: at most 64 MiB of f32 logits, a multiple of 64 rows, by shape alone.
-std::int64_t chunk_rows(std::int64_t vocab) {
-  const std::int64_t fit = (std::int64_t{1} << 24) / std::max<std::int64_t>(vocab, 1) / 64 * 64;
-  return std::clamp<std::int64_t>(fit, 64, 1024);
-}
-
 /// Runs over the chunks; `node` null means forward only. nll [T] f64 is filled when given.
 double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
                   double weight, Reducer& reducer, HeadCrossEntropyNode* node, TensorView nll_out) {
@@ -40,7 +34,7 @@ double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
   if (targets.elements() != rows) {
     throw ShapeError("head_cross_entropy: {} targets for {} rows", targets.elements(), rows);
   }
-  const std::int64_t step = std::min(chunk_rows(vocab), std::max<std::int64_t>(rows, 1));
+  const std::int64_t step = head_chunk_rows(rows, vocab);
   Tensor logits_buffer = tape.empty(Shape{step, vocab}, h.dtype());
   Tensor max_buffer = tape.empty(Shape{step, 1}, h.dtype(), Purpose::communication);
   Tensor sum_buffer = tape.empty(Shape{step, 2}, h.dtype(), Purpose::communication);
@@ -82,6 +76,11 @@ double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
 }
 
 }  // namespace
+
+std::int64_t head_chunk_rows(std::int64_t rows, std::int64_t vocab) {
+  const std::int64_t fit = (std::int64_t{1} << 24) / std::max<std::int64_t>(vocab, 1) / 64 * 64;
+  return std::min(std::clamp<std::int64_t>(fit, 64, 1024), std::max<std::int64_t>(rows, 1));
+}
 
 HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
                             double weight, Reducer& reducer) {

@@ -11,6 +11,9 @@ struct HeadLoss {
   double nll_sum = 0;  // sum over rows of -log p(target), in f64; the same on every rank of the reducer
 };
 
+/// Rows of logits [., V here] that exist at a time, of `rows` in all: at most 64 MiB of f32, by shape alone.
+std::int64_t head_chunk_rows(std::int64_t rows, std::int64_t vocab);
+
 /// loss = weight * sum_t nll(h[t] table^T, targets[t]);  h [T, d] replicated, table [V here, d] a shard of the
 /// vocabulary that starts at row `first_row`, targets [T] i32 (global ids, < 0 ignored).
 ///

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "kernels/gemm.h"
+#include "model/activation_memory.h"
 #include "support/tiny_run.h"
 
 namespace {
@@ -63,6 +65,41 @@ TEST(Memory, SteadyStepsRequestNone) {
                                              static_cast<int>(saves.recompute), static_cast<int>(saves.dtype));
         EXPECT_EQ(run.allocator.report().system_requests, before) << what;
         EXPECT_EQ(requests, 0U) << what;
+      }
+    }
+  }
+}
+
+/// What `tf_train --dry-run` tells is what a step takes, under every policy.
+TEST(Memory, TheEstimateIsCloseToThePeak) {
+  const Lab lab;
+  kernels::start_cpu_runtime(1);
+  for (const PattentionNorm norm :
+       {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
+    for (const Recompute recompute : {Recompute::none, Recompute::scores, Recompute::block}) {
+      for (const SavedDType dtype : {SavedDType::same, SavedDType::bf16}) {
+        RunConfig config = lab.config(DType::f32, norm);
+        config.model.layers = 4;
+        config.model.dim = 96;
+        config.model.max_seq = 64;
+        config.model.tokens = {64, 64, 64, 96, 256};
+        config.train.batch = 4;
+        config.train.saves = {recompute, dtype};
+        TinyRun run(config, lab, mesh_of({1, test_world().size()}));
+        train(run.trainer, 1);
+        const MemoryReport& report = run.allocator.report();
+        std::size_t fixed = 0;
+        for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
+          fixed += report.peak[static_cast<std::size_t>(p)];
+        }
+        const auto peak = static_cast<double>(report.total_peak - fixed);
+        const auto estimate = static_cast<double>(
+            activation_bytes(config.model, run.trainer.model().plan(), run.mesh.tp_index, config.train.dtype,
+                             config.train.saves, config.train.batch, config.seq()));
+        const std::string what = fmt::format("{} recompute {} saved {}: {:.0f} of {:.0f} bytes", name_of(norm),
+                                             static_cast<int>(recompute), static_cast<int>(dtype), peak, estimate);
+        EXPECT_LE(peak, 1.05 * estimate) << what;
+        EXPECT_GE(peak, 0.85 * estimate) << what;
       }
     }
   }
