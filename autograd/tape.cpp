@@ -172,11 +172,11 @@ void Tape::backward(const Var& loss) {
   run();
 }
 
-void Tape::backward(const Var& y, Tensor dy) {
-  if (y.requires_grad()) {
-    Grad root = y.grad();
-    root.adopt(*this, std::move(dy));
-  }
+// By value: neither y nor its gradient must live longer than the nodes that read them.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
+void Tape::backward(Var y, Tensor dy) {
+  if (Grad root = y.grad()) root.adopt(*this, std::move(dy));
+  y = Var();
   run();
 }
 

@@ -76,8 +76,8 @@ class Tape {
   /// Runs the recorded nodes in reverse from `loss` (one element, gradient 1) and clears the tape.
   /// Throws InternalError when the tape does not record or the loss has more than one element.
   void backward(const Var& loss);
-  /// The same from any value y, whose gradient is `dy`.
-  void backward(const Var& y, Tensor dy);
+  /// The same from any value y, whose gradient is `dy`; takes both over.
+  void backward(Var y, Tensor dy);
   /// Drops all recorded nodes; keeps the memory of the tape itself.
   void clear();
   /// Another recording over the same allocator and stream, for a node that runs a part of the forward pass again in its

@@ -42,6 +42,7 @@ void convert(Stream& stream, ConstTensorView x, TensorView y) {
   check_device("convert", stream);
   check_matrix("convert", "y", y, y.dtype, y.rows(), y.columns());
   check_matrix("convert", "x", x, x.dtype, y.rows(), y.columns());
+  const ProfileScope scope(stream, "convert", {0, bytes_of(x, y)});
   if (x.dtype == DType::f32 && y.dtype == DType::bf16) cpu::to_bf16(x, y);
   else if (x.dtype == DType::bf16 && y.dtype == DType::f32) cpu::from_bf16(x, y);
   else throw DTypeError("convert: from {} to {}, want f32 and bf16", name_of(x.dtype), name_of(y.dtype));

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "autograd/ops/head_cross_entropy.h"
-#include "kernels/attention.h"
 #include "kernels/pattention.h"
 
 namespace tforge {
@@ -22,38 +21,51 @@ struct Sizes {
     for (std::size_t g = 0; g < tokens.size(); ++g) tokens[g] = plan.tokens[g].count(tp_rank);
   }
 
-  std::int64_t all_tokens() const {
-    std::int64_t sum = 0;
-    for (const std::int64_t n : tokens) sum += n;
-    return sum;
+  /// Elements of a row in the dtype that waits for backward, and numbers of the row, in bytes.
+  std::int64_t bytes(const SavePolicy& saves, std::int64_t large, std::int64_t numbers) const {
+    return large * (saves.dtype == SavedDType::bf16 ? 2 : element) + numbers * element;
   }
 
-  /// What a block keeps.
+  /// Kept by q, k and v: their input (and, as copies are not shared, LayerNorm's result once more), scores and numbers.
+  std::int64_t kept_by_qkv(const SavePolicy& saves) const {
+    const std::int64_t input = saves.dtype == SavedDType::bf16 ? 2 * d : d;
+    const std::int64_t scores = saves.recompute == Recompute::scores ? 0 : qkv_tokens();
+    return bytes(saves, input + scores, 1 + (norm == PattentionNorm::gelu_l2_norm ? 0 : 3));
+  }
+
+  /// Kept by a whole block.
   std::int64_t kept(const SavePolicy& saves) const {
     const bool rounded = saves.dtype == SavedDType::bf16;
-    std::int64_t large = 2 * d /* LN0(h), twice */ + 3 * c /* q, k, v */ + c /* attention's result */;
-    if (sharded) large += d;                          // the heads of all ranks
-    if (rounded) large += 2 * d + (sharded ? 0 : c);  // copies are not shared: LN0(h) and attention's result twice
+    std::int64_t large = 4 * c /* q, k, v and the result of attention */ + d /* LN0(h) */;
+    if (sharded) large += d;                                                     // the heads of all ranks
+    if (rounded) large += d + (sharded ? 0 : c);                                 // copies are not shared
     if (norm != PattentionNorm::l2_norm_gelu) large += 3 * c + 3 + 2 * (d + 1);  // not normalised yet
-    if (saves.recompute != Recompute::scores) large += all_tokens();
-    const std::int64_t numbers =
-        heads /* log-sum-exp */ + 2 /* 1/std */ + (norm == PattentionNorm::gelu_l2_norm ? 0 : 5);
-    return large * (rounded ? 2 : element) + numbers * element;
+    if (saves.recompute != Recompute::scores) large += tokens[3] + tokens[4];
+    const std::int64_t numbers = heads /* log-sum-exp */ + 1 + (norm == PattentionNorm::gelu_l2_norm ? 0 : 2);
+    return kept_by_qkv(saves) + bytes(saves, large, numbers);
   }
 
-  /// What going back through the largest Pattention takes: gradients of its result and of its input, and scores or
-  /// their gradients outside the kernels' workspace.
-  std::int64_t transient(const SavePolicy& saves) const {
-    const bool fresh_scores = saves.recompute == Recompute::scores || saves.dtype == SavedDType::bf16;
-    const bool exchanges = sharded && norm == PattentionNorm::l2_norm_gelu;
-    const std::int64_t largest = *std::ranges::max_element(tokens);
-    const std::int64_t group = std::max(tokens[0] + tokens[1] + tokens[2], largest);
-    std::int64_t elements = 2 * d;
-    if (saves.dtype == SavedDType::bf16) elements += d;  // the input widened
-    if (exchanges) elements += group * (fresh_scores ? 2 : 1);
-    else if (fresh_scores) elements += largest;
-    return elements * element;
+  /// Beside what is kept, going back through Pattention of n tokens in all: `gradients` elements a row, the input
+  /// widened, scores or their gradients outside the kernels' workspace.
+  std::int64_t transient(const SavePolicy& saves, std::int64_t n, std::int64_t gradients) const {
+    const bool rounded = saves.dtype == SavedDType::bf16;
+    const std::int64_t score_buffers = (rounded || saves.recompute == Recompute::scores ? 1 : 0) +
+                                       (sharded && norm == PattentionNorm::l2_norm_gelu ? 1 : 0);
+    return (gradients + (rounded ? d : 0) + score_buffers * n) * element;
   }
+
+  /// The most that one block takes on its way back: in ffn, or in q, k and v when the rest of it is gone.
+  std::int64_t block(const SavePolicy& saves, std::int64_t rows) const {
+    const auto workspace = [&](std::int64_t n) {
+      return kernels::pattention_backward_workspace(rows, n, d, d) * element;
+    };
+    const std::int64_t n = std::max(tokens[3], tokens[4]);
+    return std::max(rows * (kept(saves) + transient(saves, n, 2 * d)) + workspace(n),
+                    rows * (kept_by_qkv(saves) + transient(saves, qkv_tokens(), 5 * d)) + workspace(tokens[0]) +
+                        workspace(tokens[1]) + workspace(tokens[2]));
+  }
+
+  std::int64_t qkv_tokens() const { return tokens[0] + tokens[1] + tokens[2]; }
 
   bool sharded;
   PattentionNorm norm;
@@ -68,25 +80,16 @@ std::size_t activation_bytes(const ModelConfig& config, const ShardPlan& plan, i
   const Sizes sizes(config, plan, tp_rank, dtype);
   const std::int64_t rows = batch * seq, width = config.dim * sizes.element;
   const std::int64_t vocab = plan.vocab.count(tp_rank);
-  std::int64_t workspace = kernels::attention_workspace({batch, sizes.heads, seq, seq, seq}, config.head_dim());
-  for (const std::int64_t n : sizes.tokens) {
-    workspace = std::max(workspace, kernels::pattention_backward_workspace(rows, n, config.dim, config.dim));
-  }
-  workspace *= sizes.element;
-
   // The head: its input, the gradient of that, the chunk's logits, and what the final LayerNorm keeps.
-  const std::int64_t final_input = saves.dtype == SavedDType::bf16 ? width / sizes.element * 2 : width;
+  const std::int64_t final_input = sizes.bytes(saves, config.dim, 0);
   const std::int64_t head = rows * (2 * width + final_input) + head_chunk_rows(rows, vocab) * vocab * sizes.element;
-  std::int64_t kept = 0, layer = 0;
   if (saves.recompute == Recompute::block) {
     // The inputs of the blocks; going back, one block as if nothing were left out.
-    kept = config.layers * rows * (saves.dtype == SavedDType::bf16 ? width / sizes.element * 2 : width);
-    layer = rows * (width + sizes.kept({}) + sizes.transient({})) + workspace;
-  } else {
-    kept = config.layers * rows * sizes.kept(saves);
-    layer = rows * sizes.transient(saves) + workspace;
+    const std::int64_t input = rows * sizes.bytes(saves, config.dim, 0);
+    return static_cast<std::size_t>((config.layers - 1) * input + std::max(input + head, sizes.block({}, rows)));
   }
-  return static_cast<std::size_t>(kept + std::max(head, layer));
+  const std::int64_t block = rows * sizes.kept(saves);
+  return static_cast<std::size_t>((config.layers - 1) * block + std::max(block + head, sizes.block(saves, rows)));
 }
 
 }  // namespace tforge

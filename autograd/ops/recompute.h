@@ -16,11 +16,11 @@ struct RecomputeNode final : Node {
   }
   void backward(Tape& tape) override {
     Tape& again = tape.inner();
-    const Var input = again.leaf(x.load(tape));
+    Var input = again.leaf(x.load(tape));
     x = Saved();
-    again.backward(f(again, input), dy().take(tape));
-    again.floored_rows = 0;  // counted in forward
     Grad gradient = input.grad();
+    again.backward(f(again, std::move(input)), dy().take(tape));
+    again.floored_rows = 0;  // counted in forward
     if (gradient.written()) dx.adopt(tape, gradient.take(tape));
   }
   F f;
