@@ -86,18 +86,22 @@ class TokenFormer(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description):
+    """What every peer is told about the model and its input."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("dim", 128), ("layers", 4), ("heads", 4), ("tokens-attn", 128), ("tokens-ffn", 512), ("vocab", 256),
-        ("seq", 256), ("batch", 16), ("steps", 10), ("warmup", 2), ("threads", 2),
+        ("seq", 256), ("batch", 16), ("threads", 2),
     ]:
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    return parser.parse_args()
+        result.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    return result
 
 
 def main():
-    args = parse()
+    arguments = parser(__doc__)
+    for name, default in [("steps", 10), ("warmup", 2)]:
+        arguments.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     model = TokenFormer(args)

@@ -22,10 +22,13 @@ int main(int argc, char** argv) {
       .description =
           "Continues a prompt with text sampled from a checkpoint, printing it as it comes. A key-value cache holds "
           "the "
-          "positions seen. At the length the model was trained on it stops with a message, or slides its window.",
+          "positions seen. At the length the model was trained on it stops with a message, or slides its window. "
+          "Several samples are computed side by side and printed one after the other at the end.",
       .options = {{"checkpoint", "FILE", &checkpoint, "the model", Need::required},
                   {"prompt", "TEXT", &prompt, "text to continue"},
                   {"tokens", "N", &options.tokens, "tokens to add at most"},
+                  {"samples", "N", &options.samples,
+                   "continuations of the prompt, each with random numbers of its own"},
                   {"temperature", "T", &options.sampling.temperature, "divides the logits; 0 is greedy"},
                   {"greedy", "", &greedy, "the most likely token each time (temperature 0)"},
                   {"top-k", "K", &options.sampling.top_k, "samples among the K most likely tokens; 0: all"},
@@ -36,7 +39,8 @@ int main(int argc, char** argv) {
                   {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"}},
       .examples =
           {"tf_generate --checkpoint run/step_00000400.h5 --prompt \"In the beginning\" --tokens 100",
-           "tf_generate --checkpoint run/step_00000400.h5 --prompt \"And\" --temperature 0.8 --top-k 50 --seed 1"},
+           "tf_generate --checkpoint run/step_00000400.h5 --prompt \"And\" --temperature 0.8 --top-k 50 --seed 1",
+           "tf_generate --checkpoint run/step_00000400.h5 --prompt \"And\" --samples 16 --top-p 0.9"},
       .world_options = {},
   };
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
@@ -59,10 +63,10 @@ int main(int argc, char** argv) {
 
     std::vector<std::int32_t> tokens;
     tokenizer.encode(prompt, tokens);
-    const bool prints = world.rank() == 0;
+    const bool streams = options.samples == 1;  // prints tokens as they come
     StreamDecoder decoder(tokenizer);
     const auto show = [&](const std::string& text) {
-      if (!prints) return;
+      if (world.rank() != 0) return;
       std::fwrite(text.data(), 1, text.size(), stdout);
       std::fflush(stdout);
     };
@@ -72,17 +76,28 @@ int main(int argc, char** argv) {
       begun = true;
     };
     const auto start = std::chrono::steady_clock::now();
-    const std::vector<std::int32_t> added =
-        generate(model, allocator, stream, tokens, options, [&](std::int32_t token) {
+    const std::vector<std::vector<std::int32_t>> samples =
+        generate(model, allocator, stream, tokens, options, [&](std::int64_t, std::int32_t token) {
+          if (!streams) return;
           begin();
           show(decoder.push(token));
         });
-    begin();
-    show(decoder.finish() + "\n");
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    log::info("{} tokens in {:.2f} s, {:.1f} tokens/s", added.size(), seconds,
-              static_cast<double>(added.size()) / seconds);
-    if (static_cast<std::int64_t>(added.size()) < options.tokens) {
+    if (streams) {
+      begin();
+      show(decoder.finish() + "\n");
+    } else {
+      for (std::size_t s = 0; s < samples.size(); ++s) {
+        std::string text = fmt::format("{}--- sample {} of {}\n{}", s > 0 ? "\n" : "", s + 1, samples.size(), prompt);
+        StreamDecoder whole(tokenizer);
+        for (const std::int32_t token : samples[s]) text += whole.push(token);
+        show(text + whole.finish() + "\n");
+      }
+    }
+    const auto added = static_cast<std::int64_t>(samples[0].size());
+    log::info("{} tokens in {:.2f} s, {:.1f} tokens/s", added * options.samples, seconds,
+              static_cast<double>(added * options.samples) / seconds);
+    if (added < options.tokens) {
       log::warning("stopped at {} tokens, the length that the model was trained on; --slide goes on past it",
                    config.model.max_seq);
     }

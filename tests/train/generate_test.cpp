@@ -1,6 +1,7 @@
 // Generation: the cache changes nothing, ranks agree, and how a token is drawn.
 #include <gtest/gtest.h>
 
+#include "core/rng.h"
 #include "model/generator.h"
 #include "support/tiny_run.h"
 
@@ -27,7 +28,7 @@ class Generate : public ::testing::Test {
   }
   static std::vector<std::int32_t> generated(TinyRun& run, const std::vector<std::int32_t>& prompt,
                                              const GenerateOptions& o) {
-    return generate(run.trainer.model(), run.allocator, run.stream, prompt, o);
+    return generate(run.trainer.model(), run.allocator, run.stream, prompt, o)[0];
   }
 
   Lab lab_;
@@ -89,9 +90,10 @@ TEST_F(Generate, PastTheTrainedLength) {
   GenerateOptions o = options(CacheUse::cached, 1.0, 50);
   std::vector<std::int32_t> heard;
   const auto stopped = generate(run.trainer.model(), run.allocator, run.stream, prompt(30), o,
-                                [&](std::int32_t token) { heard.push_back(token); });
-  EXPECT_EQ(stopped.size(), 3U);
-  EXPECT_EQ(heard, stopped);
+                                [&](std::int64_t, std::int32_t token) { heard.push_back(token); });
+  ASSERT_EQ(stopped.size(), 1U);
+  EXPECT_EQ(stopped[0].size(), 3U);
+  EXPECT_EQ(heard, stopped[0]);
 
   // Sliding: each token follows the window, of which the newest 16 tokens are left whenever it would pass 32.
   o.past_end = PastEnd::slide;
@@ -112,6 +114,29 @@ TEST_F(Generate, PastTheTrainedLength) {
 
   expect_error<ConfigError>([&] { generated(run, prompt(33), o); }, "the prompt has 33 tokens");
   expect_error<ConfigError>([&] { generated(run, {}, o); }, "a prompt of at least one token");
+}
+
+TEST_F(Generate, SamplesSideBySideAreThoseDrawnAlone) {
+  train_one(DType::f64);
+  TinyRun run(config(DType::f64), lab_, mesh_of(layouts().back()), lab_.path("model"));
+  for (const CacheUse cache : {CacheUse::cached, CacheUse::recomputed}) {
+    GenerateOptions o = options(cache, 1.0, 40);
+    o.past_end = PastEnd::slide;
+    o.samples = 3;
+    std::vector<std::vector<std::int32_t>> heard(3);
+    const auto samples = generate(
+        run.trainer.model(), run.allocator, run.stream, prompt(6), o,
+        [&](std::int64_t sample, std::int32_t token) { heard[static_cast<std::size_t>(sample)].push_back(token); });
+    EXPECT_EQ(heard, samples);
+    EXPECT_NE(samples[0], samples[1]);
+    EXPECT_NE(samples[1], samples[2]);
+    o.samples = 1;
+    EXPECT_EQ(generated(run, prompt(6), o), samples[0]);
+    o.samples = 2;
+    EXPECT_EQ(generate(run.trainer.model(), run.allocator, run.stream, prompt(6), o)[1], samples[1]);
+    o.samples = 0;
+    expect_error<ConfigError>([&] { generated(run, prompt(6), o); }, "samples 0: want 1 or more");
+  }
 }
 
 // ---- sample_token ----
@@ -165,6 +190,30 @@ TEST_F(SampleToken, TopP) {
   expect_shares(shares(logits_, {1.0, 0, 0.95, 0}), {0.1, 0.4, 0.2, 0.3});
   // Of the two that top-k leaves, the first holds 4/7.
   expect_shares(shares(logits_, {1.0, 2, 0.5, 0}), {0, 1, 0, 0});
+}
+
+TEST_F(SampleToken, ManyTokensAreTakenByFallingProbability) {
+  // 1000 tokens, token i of weight r(i) + 1 for a permutation r: a draw at share u of the total is the token where the
+  // sum over the heaviest reaches u.
+  constexpr std::size_t kTokens = 1000;
+  std::vector<double> logits(kTokens);
+  std::vector<std::size_t> of_rank(kTokens);
+  for (std::size_t i = 0; i < kTokens; ++i) {
+    const std::size_t rank = i * 387 % kTokens;
+    of_rank[rank] = i;
+    logits[i] = std::log(static_cast<double>(kTokens - rank));
+  }
+  for (const std::int64_t top_k : {0, 700, 3}) {
+    const std::size_t kept = top_k == 0 ? kTokens : static_cast<std::size_t>(top_k);
+    double total = 0;
+    for (std::size_t rank = 0; rank < kept; ++rank) total += static_cast<double>(kTokens - rank);
+    for (std::uint64_t position = 0; position < 50; ++position) {
+      double left = Rng(7, "generate").uniform(position) * total;
+      std::size_t rank = 0;
+      while ((left -= static_cast<double>(kTokens - rank)) >= 0) ++rank;
+      EXPECT_EQ(draw(logits, {1.0, top_k, 1.0, 7}, position), static_cast<std::int32_t>(of_rank[rank]));
+    }
+  }
 }
 
 TEST_F(SampleToken, DependsOnSeedAndPosition) {
