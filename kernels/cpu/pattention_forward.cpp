@@ -12,8 +12,11 @@
 namespace tforge::kernels::cpu {
 namespace {
 
+// Of few rows:
 constexpr std::int64_t kFewRows = 16;            // up to here packing the weights costs more than it saves
-constexpr std::int64_t kWorthForking = 1 << 19;  // multiply-adds
+constexpr std::int64_t kTokensAtOnce = 48;       // of a block of scores
+constexpr std::int64_t kColumnsAtOnce = 64;      // of a block of U
+constexpr std::int64_t kWorthForking = 1 << 15;  // elements to read; below, one thread is faster
 
 /// The row blocks of a matrix.
 struct RowBlocks {
@@ -27,13 +30,6 @@ struct RowBlocks {
     f(block * step, std::min(step, rows - block * step));
   }
 };
-
-/// Blocks of a product of few rows; in parallel only when there is enough to do.
-template <class Body>
-void few_row_blocks(std::int64_t blocks, std::int64_t multiply_adds, const Body& body) {
-  if (multiply_adds >= kWorthForking) return parallel_blocks(blocks, body);
-  for (std::int64_t block = 0; block < blocks; ++block) body(block);
-}
 
 /// X K^T and the rows' statistics.
 template <class T>
@@ -53,18 +49,15 @@ class ScoresForward {
     statistics(first, rows);
   }
 
-  /// Reads K once, where it is.
-  void few_rows() const {
-    constexpr std::int64_t kTokens = 64;
-    few_row_blocks(blocks_of(n_, kTokens), x_.count * n_ * x_.columns, [&](std::int64_t block) {
-      const std::int64_t last = std::min(n_, (block + 1) * kTokens);
-      for (std::int64_t j = block * kTokens; j < last; ++j) {
-        for (std::int64_t i = 0; i < x_.count; ++i)
-          scores_.row(i)[j] = passes_.dot(x_.row(i), keys_.row(j), x_.columns);
-      }
-    });
-    statistics(0, x_.count);
+  // Of few rows: K is read once, where it lies.
+  std::int64_t few_blocks() const { return blocks_of(n_, kTokensAtOnce); }
+  void few_block(std::int64_t b) const {
+    const std::int64_t first = b * kTokensAtOnce;
+    passes_.dots(x_.count, x_.data, x_.stride, std::min(kTokensAtOnce, n_ - first), keys_.row(first), keys_.stride,
+                 x_.columns, scores_.data + first, scores_.stride);
   }
+  std::int64_t few_reads() const { return n_ * keys_.columns; }
+  void statistics_of(std::int64_t row) const { statistics(row, 1); }
 
  private:
   void statistics(std::int64_t first, std::int64_t rows) const {
@@ -86,7 +79,8 @@ template <class T>
 class MixForward {
  public:
   static std::int64_t scratch(std::int64_t rows, std::int64_t n, std::int64_t d_out) {
-    return rows <= kFewRows ? rows * n : packed_size(n, d_out) + threads() * rows_per_block(rows) * kPitch;
+    return rows <= kFewRows ? rows * scratch_pitch(n)
+                            : packed_size(n, d_out) + threads() * rows_per_block(rows) * kPitch;
   }
   MixForward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat, ConstTensorView values,
              TensorView u, TensorView weight, T* workspace)
@@ -124,41 +118,33 @@ class MixForward {
     return floored(parameter, rows);
   }
 
-  /// Reads V once, where it is. Returns the number of floored rows.
-  std::int64_t few_rows() const {
-    std::int64_t floored_rows = 0;
-    for (std::int64_t i = 0; i < u_.count; ++i) {
-      const T parameter = row_parameter<T>(norm_, scale_, stat_, i);
-      T weight = 0;
-      for (std::int64_t t = 0; t < n_; t += kDepth) {
-        weight += passes_.activate(norm_, parameter, scores_.row(i) + t, std::min(kDepth, n_ - t), p_row(i) + t);
-      }
-      if (weight_) *weight_.row(i) = weight;
-      floored_rows += floored(&parameter, 1);
+  // Of few rows: V is read once, where it lies.
+  /// P of a row. Returns the number of floored rows.
+  std::int64_t few_row(std::int64_t i) const {
+    const T parameter = row_parameter<T>(norm_, scale_, stat_, i);
+    T weight = 0;
+    for (std::int64_t t = 0; t < n_; t += kDepth) {
+      weight += passes_.activate(norm_, parameter, scores_.row(i) + t, std::min(kDepth, n_ - t), p_row(i) + t);
     }
-    const std::int64_t columns = std::max<std::int64_t>(64, round_up(blocks_of(u_.columns, 8), 64));
-    few_row_blocks(blocks_of(u_.columns, columns), u_.count * n_ * u_.columns, [&](std::int64_t block) {
-      mix_columns(block * columns, std::min(columns, u_.columns - block * columns));
-    });
-    return floored_rows;
+    if (weight_) *weight_.row(i) = weight;
+    return floored(&parameter, 1);
   }
+  std::int64_t few_blocks() const { return blocks_of(u_.columns, kColumnsAtOnce); }
+  void few_block(std::int64_t b) const {
+    const std::int64_t first = b * kColumnsAtOnce;
+    passes_.weighted_rows(u_.count, workspace_, scratch_pitch(n_), n_, values_.data + first, values_.stride,
+                          std::min(kColumnsAtOnce, u_.columns - first), u_.data + first, u_.stride);
+  }
+  std::int64_t few_reads() const { return n_ * u_.columns; }
+  std::int64_t tokens() const { return n_; }
 
  private:
   static constexpr std::int64_t kPitch = kDepth + 16;
 
-  /// U of a range of columns: chains over all tokens.
-  void mix_columns(std::int64_t first, std::int64_t count) const {
-    for (std::int64_t i = 0; i < u_.count; ++i) {
-      T* out = u_.row(i) + first;
-      std::fill_n(out, count, T(0));
-      passes_.add_weighted_rows(p_row(i), n_, values_.row(0) + first, values_.stride, count, out);
-    }
-  }
-
   std::int64_t floored(const T* parameter, std::int64_t rows) const {
     return norm_ == PattentionNorm::l2_norm_gelu ? std::count(parameter, parameter + rows, T(0)) : 0;
   }
-  T* p_row(std::int64_t i) const { return workspace_ + i * n_; }  // of few rows
+  T* p_row(std::int64_t i) const { return workspace_ + i * scratch_pitch(n_); }  // of few rows
 
   const RowPasses<T>& passes_ = row_passes<T>();
   PattentionNorm norm_;
@@ -168,6 +154,55 @@ class MixForward {
   std::int64_t n_;
   T* workspace_;  // panels of V, then P of a block for each thread; of few rows P alone
 };
+
+/// The two halves of a layer, or one of them.
+template <class T>
+struct Halves {
+  std::optional<ScoresForward<T>> scores;
+  std::optional<MixForward<T>> mix;
+};
+
+/// f(layer, block) for every block of every layer, in parallel when `reads` elements are worth it.
+template <class T, class Count, class F>
+void over_blocks(std::span<const Halves<T>> layers, std::int64_t reads, const Count& blocks_of_layer, const F& f) {
+  std::array<std::int64_t, kMaxPattentionGroup> end{};
+  std::int64_t total = 0;
+  for (std::size_t g = 0; g < layers.size(); ++g) end[g] = total += blocks_of_layer(layers[g]);
+  const auto body = [&](std::int64_t block) {
+    std::size_t g = 0;
+    while (block >= end[g]) ++g;
+    f(layers[g], block - (end[g] - blocks_of_layer(layers[g])));
+  };
+  if (reads >= kWorthForking) return parallel_blocks(total, body);
+  for (std::int64_t block = 0; block < total; ++block) body(block);
+}
+
+/// Scores, activations and mix of few rows: each over the blocks of all layers. Returns the number of floored rows.
+template <class T>
+std::int64_t few_rows(std::int64_t rows, std::span<const Halves<T>> layers) {
+  if (rows == 0) return 0;
+  std::int64_t score_reads = 0, mix_reads = 0, activations = 0;
+  for (const Halves<T>& layer : layers) {
+    if (layer.scores) score_reads += layer.scores->few_reads();
+    if (layer.mix) mix_reads += layer.mix->few_reads();
+    if (layer.mix) activations += rows * layer.mix->tokens();
+  }
+  over_blocks<T>(
+      layers, score_reads, [](const Halves<T>& layer) { return layer.scores ? layer.scores->few_blocks() : 0; },
+      [](const Halves<T>& layer, std::int64_t block) { layer.scores->few_block(block); });
+  std::atomic<std::int64_t> floored = 0;
+  over_blocks<T>(
+      layers, activations, [&](const Halves<T>&) { return rows; },
+      [&](const Halves<T>& layer, std::int64_t row) {
+        if (layer.scores) layer.scores->statistics_of(row);
+        if (layer.mix) floored += layer.mix->few_row(row);
+      });
+  over_blocks<T>(
+      layers, mix_reads, [](const Halves<T>& layer) { return layer.mix ? layer.mix->few_blocks() : 0; },
+      [](const Halves<T>& layer, std::int64_t block) { layer.mix->few_block(block); });
+  return floored;
+}
+
 }  // namespace
 
 std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
@@ -179,7 +214,11 @@ template <class T>
 void pattention_scores_forward(PattentionNorm norm, ConstTensorView x, ConstTensorView keys, TensorView scores,
                                TensorView stat, TensorView workspace) {
   ScoresForward<T> half(norm, x, keys, scores, stat, start_of<T>(workspace));
-  if (x.rows() <= kFewRows) return half.few_rows();
+  if (x.rows() <= kFewRows) {
+    const Halves<T> layer{half, std::nullopt};
+    few_rows<T>(x.rows(), {&layer, 1});
+    return;
+  }
   half.prepare();
   const RowBlocks blocks(x.rows());
   parallel_blocks(blocks.count(), [&](std::int64_t b) {
@@ -191,7 +230,10 @@ template <class T>
 std::int64_t pattention_mix_forward(PattentionNorm norm, double scale, ConstTensorView scores, ConstTensorView stat,
                                     ConstTensorView values, TensorView u, TensorView weight, TensorView workspace) {
   MixForward<T> half(norm, scale, scores, stat, values, u, weight, start_of<T>(workspace));
-  if (u.rows() <= kFewRows) return half.few_rows();
+  if (u.rows() <= kFewRows) {
+    const Halves<T> layer{std::nullopt, half};
+    return few_rows<T>(u.rows(), {&layer, 1});
+  }
   half.prepare();
   std::atomic<std::int64_t> floored = 0;
   const RowBlocks blocks(u.rows());
@@ -204,42 +246,30 @@ std::int64_t pattention_mix_forward(PattentionNorm norm, double scale, ConstTens
 template <class T>
 std::int64_t pattention_forward(PattentionNorm norm, ConstTensorView x, std::span<const PattentionForward> layers,
                                 TensorView workspace) {
-  struct Halves {
-    ScoresForward<T> scores;
-    MixForward<T> mix;
-  };
-  std::array<std::optional<Halves>, kMaxPattentionGroup> group;
+  std::array<Halves<T>, kMaxPattentionGroup> group;
   T* start = start_of<T>(workspace);
   for (std::size_t g = 0; g < layers.size(); ++g) {
     const PattentionForward& l = layers[g];
     const std::int64_t n = l.keys.rows();
     T* const second = start + ScoresForward<T>::scratch(x.rows(), n, l.keys.columns());
-    group[g].emplace(Halves{{norm, x, l.keys, l.scores, l.stat, start},
-                            {norm, l.scale, l.scores, l.stat, l.values, l.u, l.weight, second}});
+    group[g].scores.emplace(norm, x, l.keys, l.scores, l.stat, start);
+    group[g].mix.emplace(norm, l.scale, l.scores, l.stat, l.values, l.u, l.weight, second);
     start += pattention_forward_workspace(x.rows(), n, l.keys.columns(), l.values.columns());
   }
-  std::atomic<std::int64_t> floored = 0;
-  const auto for_each_layer = [&](const auto& f) {
-    for (std::size_t g = 0; g < layers.size(); ++g) f(*group[g]);
-  };
-  if (x.rows() <= kFewRows) {
-    for_each_layer([&](Halves& layer) {
-      layer.scores.few_rows();
-      floored += layer.mix.few_rows();
-    });
-    return floored;
+  const std::span<Halves<T>> halves(group.data(), layers.size());
+  if (x.rows() <= kFewRows) return few_rows<T>(x.rows(), halves);
+  for (Halves<T>& layer : halves) {
+    layer.scores->prepare();
+    layer.mix->prepare();
   }
-  for_each_layer([](Halves& layer) {
-    layer.scores.prepare();
-    layer.mix.prepare();
-  });
+  std::atomic<std::int64_t> floored = 0;
   const RowBlocks blocks(x.rows());
   parallel_blocks(blocks.count(), [&](std::int64_t b) {
     blocks.visit(b, [&](std::int64_t first, std::int64_t rows) {
-      for_each_layer([&](Halves& layer) {
-        layer.scores.block(first, rows);
-        floored += layer.mix.block(first, rows);
-      });
+      for (const Halves<T>& layer : halves) {
+        layer.scores->block(first, rows);
+        floored += layer.mix->block(first, rows);
+      }
     });
   });
   return floored;

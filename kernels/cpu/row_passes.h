@@ -25,8 +25,15 @@ struct RowPasses {
   T (*dot)(const T* a, const T* b, std::int64_t count);
   /// y = factor * x; y may be x.
   void (*scale)(T factor, const T* x, std::int64_t count, T* y);
-  /// out[c] += sum_k p[k] v[k * v_row + c], one chain of multiply-adds in order of k from out[c] on.
-  void (*add_weighted_rows)(const T* p, std::int64_t rows, const T* v, std::int64_t v_row, std::int64_t count, T* out);
+
+  // Products of a few rows with a matrix that is read once, where it lies. The bits of an element do not depend on how
+  // many rows there are.
+  /// out[i, j] = x_i . b_j for rows x_i of `count` elements and b_rows rows b_j; `out_row` elements a row of out.
+  void (*dots)(std::int64_t rows, const T* x, std::int64_t x_row, std::int64_t b_rows, const T* b, std::int64_t b_row,
+               std::int64_t count, T* out, std::int64_t out_row);
+  /// out[i, c] = sum_k p[i, k] v[k, c] for k < terms and c < count: one chain of multiply-adds in order of k.
+  void (*weighted_rows)(std::int64_t rows, const T* p, std::int64_t p_row, std::int64_t terms, const T* v,
+                        std::int64_t v_row, std::int64_t count, T* out, std::int64_t out_row);
 
   /// P of scores (pattention.h). parameter: scale / r (l2_norm_gelu; 0 for a floored row, whose P is 0 whatever the
   /// scores), the largest score (softmax), unused (gelu_l2_norm). Returns their part of the row's weight.

@@ -58,8 +58,15 @@ std::vector<T> results(const RowPasses<T>& passes, std::int64_t count) {
     keep(y);
   }
   const std::int64_t third = count / 3;
-  passes.add_weighted_rows(b.data(), 3, a.data(), third, third, y.data());
-  keep(y);
+  std::vector<T> products(7 * 13);
+  for (const std::int64_t rows : {1, 5, 7}) {
+    passes.dots(rows, a.data(), third / 8, 13, b.data(), third / 14, third, products.data(), 13);
+    keep(products);
+  }
+  for (const std::int64_t rows : {1, 3}) {
+    passes.weighted_rows(rows, b.data(), third / 3, third, a.data(), 1, third, y.data(), third);
+    keep(y);
+  }
   passes.scaled_exponentials(y.data(), count, T(1), T(0.1));
   keep(y);
   std::vector<T> p = a, ds = b;
@@ -87,6 +94,45 @@ void expect_same_bits() {
 
 TEST(RowPasses, EveryProcessorFamilyGivesTheSameBitsF32) { expect_same_bits<float>(); }
 TEST(RowPasses, EveryProcessorFamilyGivesTheSameBitsF64) { expect_same_bits<double>(); }
+
+double at(const std::vector<double>& values, std::int64_t i) { return values.at(static_cast<std::size_t>(i)); }
+
+/// Products of few rows in f64 against sums element by element, each row by itself against all together.
+TEST(RowPasses, ProductsOfFewRows) {
+  const RowPasses<double>& passes = row_passes<double>();
+  for (const std::int64_t rows : {1, 3, 4, 6, 16}) {
+    for (const std::int64_t count : {1, 8, 45, 300}) {
+      for (const std::int64_t others : {1, 6, 20, 290}) {
+        const std::vector<double> x = row<double>(rows * count, "x"), b = row<double>(others * count, "b");
+        std::vector<double> all(static_cast<std::size_t>(rows * others + 1), -5), alone(all.size(), -5);
+        passes.dots(rows, x.data(), count, others, b.data(), count, count, all.data(), others);
+        for (std::int64_t i = 0; i < rows; ++i) {
+          passes.dots(1, x.data() + i * count, count, others, b.data(), count, count, alone.data() + i * others, 1);
+          for (std::int64_t j = 0; j < others; ++j) {
+            double want = 0;
+            for (std::int64_t k = 0; k < count; ++k) want += at(x, i * count + k) * at(b, j * count + k);
+            ASSERT_NEAR(at(all, i * others + j), want, 1e-11);
+          }
+        }
+        ASSERT_EQ(all, alone);
+
+        std::vector<double> sums(static_cast<std::size_t>(rows * count + 1), -5), own(sums.size(), -5);
+        const std::vector<double> p = row<double>(rows * others, "p");
+        passes.weighted_rows(rows, p.data(), others, others, b.data(), count, count, sums.data(), count);
+        for (std::int64_t i = 0; i < rows; ++i) {
+          passes.weighted_rows(1, p.data() + i * others, 1, others, b.data(), count, count, own.data() + i * count, 1);
+          for (std::int64_t c = 0; c < count; ++c) {
+            double want = 0;
+            for (std::int64_t k = 0; k < others; ++k)
+              want = std::fma(at(p, i * others + k), at(b, k * count + c), want);
+            ASSERT_EQ(at(sums, i * count + c), want);
+          }
+        }
+        ASSERT_EQ(sums, own);
+      }
+    }
+  }
+}
 
 TEST(RowPasses, NothingIsWrittenBehindARow) {
   for (const RowPasses<float>* passes : {&row_passes_avx2<float>(), &row_passes<float>()}) {
