@@ -190,6 +190,7 @@ class Checkpoints(JobTest):
         command = ["tf_generate", "--checkpoint", self.checkpoint]
         self.assertEqual(self.fails(2, "temperature -1: want 0 or more", *command, "--temperature", -1).out, "")
         self.fails(2, "top-p 2: want more than 0, at most 1", *command, "--top-p", 2)
+        self.fails(2, "samples 0: want 1 or more", *command, "--samples", 0)
         self.fails(2, "generation needs a prompt of at least one token", *command, "--prompt", "")
         self.fails(2, "the prompt has # tokens, the model was trained on 64; shorten the prompt", *command, "--prompt",
                    "And God said, Let there be light: " * 20)

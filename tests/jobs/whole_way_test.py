@@ -93,6 +93,16 @@ class WholeWay(JobTest):
             self.assertEqual(self.ok("tf_generate", *command, *options, "--no-cache").out, cached.out)
             self.assertEqual(self.ok("tf_generate", *command, *options, ranks=2).out, cached.out)
 
+    def test_samples_come_one_after_the_other(self):
+        command = ["tf_generate", "--checkpoint", "stage2/step_00000012.h5", "--prompt", "And God said", "--tokens", 30]
+        alone = self.ok(*command, "--seed", 3)
+        several = self.ok(*command, "--seed", 3, "--samples", 3, ranks=2).out
+        parts = re.split(r"^--- sample (\d) of 3\n", several, flags=re.MULTILINE)
+        self.assertEqual(parts[::2][0], "")
+        self.assertEqual(parts[1::2], ["1", "2", "3"])
+        self.assertEqual(parts[2], alone.out + "\n")
+        self.assertEqual(len(set(parts[2::2])), 3)
+
     def test_generation_stops_at_the_trained_length(self):
         ended = self.ok("tf_generate", "--checkpoint", self.checkpoint, "--tokens", 200, "--threads", 1)
         self.assertIn("stopped at 64 tokens, the length that the model was trained on; --slide goes on past it", ended.err)
