@@ -3,16 +3,22 @@
 
 The model is that of the paper's public configuration (pre-norm, non-parametric LayerNorm, Pattention l2_norm_gelu,
 rotary embedding on a quarter of each head, tied head) in f32, with AdamW and a clipped global norm. A step is
-forward, backward, clip and update on random tokens; the median over --steps is reported after --warmup steps.
+forward, backward, clip and update on random tokens; the median over --steps is reported after --warmup steps. Several
+--ranks are processes under DistributedDataParallel over gloo, which share --batch. An option that the installed
+PyTorch lacks is refused, never replaced.
 """
 import argparse
+import inspect
 import json
 import math
+import os
 import resource
 import statistics
+import tempfile
 import time
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -50,7 +56,7 @@ class Block(nn.Module):
     def __init__(self, args, rotary, mask):
         super().__init__()
         std = 2 / (args.layers * math.sqrt(args.dim))
-        self.heads, self.rotary = args.heads, rotary
+        self.heads, self.rotary, self.sdpa = args.heads, rotary, args.attention == "sdpa"
         self.register_buffer("mask", mask)
         self.query, self.key, self.value, self.proj = (Pattention(args.dim, args.tokens_attn, std) for _ in range(4))
         self.ffn = Pattention(args.dim, args.tokens_ffn, std)
@@ -59,9 +65,12 @@ class Block(nn.Module):
         batch, length, dim = x.shape
         q, k, v = (f(x).view(batch, length, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
         q, k = self.rotary(q), self.rotary(k)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads)
-        weights = scores.masked_fill(self.mask, float("-inf")).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(batch, length, dim))
+        if self.sdpa:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads)
+            mixed = (scores + self.mask).softmax(dim=-1) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(batch, length, dim))
 
     def forward(self, x):
         x = x + self.attention(F.layer_norm(x, x.shape[-1:]))
@@ -74,7 +83,7 @@ class TokenFormer(nn.Module):
         self.embedding = nn.Embedding(args.vocab, args.dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
         rotary = Rotary(int(0.25 * (args.dim // args.heads)), args.seq)
-        mask = torch.ones(args.seq, args.seq, dtype=torch.bool).triu(1)
+        mask = torch.full((args.seq, args.seq), float("-inf")).triu(1)
         self.blocks = nn.ModuleList(Block(args, rotary, mask) for _ in range(args.layers))
         self.norm = nn.LayerNorm(args.dim)
 
@@ -97,16 +106,47 @@ def parser(description):
     return result
 
 
-def main():
+def parse():
     arguments = parser(__doc__)
-    for name, default in [("steps", 10), ("warmup", 2)]:
+    for name, default in [("steps", 10), ("warmup", 2), ("ranks", 1)]:
         arguments.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    for name, choices in [
+        ("attention", ("naive", "sdpa")), ("optimizer", ("loop", "foreach", "fused")),
+        ("compile", ("off", "default", "max-autotune")),
+    ]:
+        arguments.add_argument(f"--{name}", choices=choices, default=choices[0], help=f"default {choices[0]}")
     args = arguments.parse_args()
+
+    lacks = [
+        what
+        for what, wanted, there in [
+            ("scaled_dot_product_attention", args.attention == "sdpa", hasattr(F, "scaled_dot_product_attention")),
+            ("fused AdamW", args.optimizer == "fused", "fused" in inspect.signature(torch.optim.AdamW).parameters),
+            ("torch.compile", args.compile != "off", hasattr(torch, "compile")),
+        ]
+        if wanted and not there
+    ]
+    if lacks:
+        arguments.exit(2, f"{arguments.prog}: PyTorch {torch.__version__} has no {' and no '.join(lacks)}\n")
+    if args.batch % args.ranks:
+        arguments.exit(2, f"{arguments.prog}: --batch {args.batch} cannot be dealt to {args.ranks} ranks\n")
+    return args
+
+
+def run(rank, args, meeting):
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     model = TokenFormer(args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    text = torch.randint(args.vocab, (args.batch, args.seq + 1))
+    parameters = sum(p.numel() for p in model.parameters())
+    if args.ranks > 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.ranks)
+        model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if args.compile != "off":
+        model = torch.compile(model, mode=args.compile)
+    kind = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[args.optimizer]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, **kind)
+    text = torch.randint(args.vocab, (args.batch, args.seq + 1)).chunk(args.ranks)[rank]
 
     seconds, last_loss = [], None
     for step in range(args.warmup + args.steps):
@@ -120,18 +160,33 @@ def main():
         if step >= args.warmup:
             seconds.append(time.perf_counter() - start)
 
-    median = statistics.median(seconds)
-    print(json.dumps({
-        "what": f"PyTorch {torch.__version__}",
-        "tokens_per_s": round(args.batch * args.seq / median, 1),
-        "ms_per_step": round(1000 * median, 2),
-        "ms_min": round(1000 * min(seconds), 2),
-        "ms_max": round(1000 * max(seconds), 2),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "loss": last_loss,
-        "threads": args.threads,
-    }))
+    megabytes = torch.tensor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+    if args.ranks > 1:
+        dist.all_reduce(megabytes)
+        dist.destroy_process_group()
+    if rank == 0:
+        median = statistics.median(seconds)
+        print(json.dumps({
+            "what": f"PyTorch {torch.__version__.split('+')[0]}",
+            "tokens_per_s": round(args.batch * args.seq / median, 1),
+            "ms_per_step": round(1000 * median, 2),
+            "ms_min": round(1000 * min(seconds), 2),
+            "ms_max": round(1000 * max(seconds), 2),
+            "peak_rss_mb": round(megabytes.item(), 1),
+            "parameters": parameters,
+            "loss": last_loss,
+            "ranks": args.ranks,
+            "threads": args.threads,
+        }))
+
+
+def main():
+    args = parse()
+    if args.ranks == 1:
+        run(0, args, None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(run, args=(args, f"{folder}/meeting"), nprocs=args.ranks)
 
 
 if __name__ == "__main__":

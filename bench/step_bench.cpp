@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "core/rng.h"
@@ -94,13 +95,17 @@ int main(int argc, char** argv) {
     const double median = milliseconds[milliseconds.size() / 2];
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
+    double resident_mb = 0;  // of all ranks
+    for (const std::string& kib : world.all_gather_bytes(std::to_string(usage.ru_maxrss))) {
+      resident_mb += std::stod(kib) * 1024 / 1e6;
+    }
     if (world.rank() == 0) {
       std::printf(
           "{\"what\": \"tokenforge\", \"parameters\": %lld, \"ranks\": %d, \"tokens_per_s\": %.1f, "
           "\"ms_per_step\": %.3f, \"ms_min\": %.3f, \"ms_max\": %.3f, \"peak_rss_mb\": %.1f, "
           "\"peak_tensor_mb\": %.1f, \"reserved_mb\": %.1f}\n",
           static_cast<long long>(config.parameters()), world.size(), static_cast<double>(batch * seq) / median * 1e3,
-          median, milliseconds.front(), milliseconds.back(), static_cast<double>(usage.ru_maxrss) / 1e3,
+          median, milliseconds.front(), milliseconds.back(), resident_mb,
           static_cast<double>(allocator.report().total_peak) / 1e6,
           static_cast<double>(allocator.report().reserved) / 1e6);
     }
