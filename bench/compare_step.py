@@ -13,7 +13,7 @@ rate is the fastest bare product of bench/sgemm_rate.py in the same round, by an
 A row holds when TokenForge is faster than the peer by the factor wanted, or when the peer itself passes 65 % of the
 sgemm rate and TokenForge reaches a share of it that leaves little to gain (80 %; 70 % for the small model, whose
 products are small too). At d=768 the peak resident set, summed over ranks, is to be under 0.8 of the smallest peer's.
-Exits 1 when one does not hold.
+Exits 1 when one does not hold, 2 when a program fails.
 """
 import argparse
 import json
@@ -42,11 +42,12 @@ NEWEST = ["--attention", "sdpa", "--optimizer", "fused"]
 
 
 def run(command, threads, environment=None):
-    """The JSON of a program's last line."""
+    """The JSON of a program's last line. A program that fails ends the comparison."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+        print(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr.rstrip()}", file=sys.stderr)
+        sys.exit(2)
     return json.loads(done.stdout.splitlines()[-1])
 
 
