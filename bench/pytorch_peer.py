@@ -103,6 +103,7 @@ def parser(description):
         ("seq", 256), ("batch", 16), ("threads", 2),
     ]:
         result.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    result.add_argument("--attention", choices=("naive", "sdpa"), default="naive", help="default naive")
     return result
 
 
@@ -111,7 +112,7 @@ def parse():
     for name, default in [("steps", 10), ("warmup", 2), ("ranks", 1)]:
         arguments.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     for name, choices in [
-        ("attention", ("naive", "sdpa")), ("optimizer", ("loop", "foreach", "fused")),
+        ("optimizer", ("loop", "foreach", "fused")),
         ("compile", ("off", "default", "max-autotune")),
     ]:
         arguments.add_argument(f"--{name}", choices=choices, default=choices[0], help=f"default {choices[0]}")
