@@ -149,6 +149,7 @@ Var Tape::leaf(Tensor value) {
 
 Tape& Tape::inner() {
   if (!inner_) inner_ = std::make_unique<Tape>(allocator_, stream_, TapeMode::training);
+  inner_->hook_ = hook_;
   return *inner_;
 }
 
@@ -187,6 +188,7 @@ void Tape::run() {
     if (node->out_.written()) node->backward(*this);
     nodes_.pop_back();
     retire(node);
+    if (hook_ != nullptr) hook_->node_done();
   }
   clear();
 }

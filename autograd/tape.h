@@ -53,6 +53,8 @@ class Tape {
   Stream& stream() { return stream_; }
   bool recording() const { return mode_ == TapeMode::training; }
   const SavePolicy& saves() const { return saves_; }
+  /// `hook` (may be null, else outlives the tape) hears of every node that a backward pass is done with.
+  void set_hook(GradHook* hook) { hook_ = hook; }
 
   Tensor empty(const Shape& shape, DType dtype, Purpose purpose = Purpose::activations) {
     return Tensor::empty(allocator_, shape, dtype, purpose);
@@ -98,6 +100,7 @@ class Tape {
   Stream& stream_;
   TapeMode mode_;
   SavePolicy saves_;
+  GradHook* hook_ = nullptr;
   std::vector<Node*> nodes_;
   std::vector<std::unique_ptr<std::byte[]>> chunks_;
   std::size_t chunk_ = 0;

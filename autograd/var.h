@@ -13,11 +13,14 @@ namespace tforge {
 class Tape;
 class Var;
 
-/// Called once in a backward pass when a parameter's gradient will not change any more.
+/// Hears how far a backward pass is.
 class GradHook {
  public:
   virtual ~GradHook() = default;
+  /// Once in a pass for each parameter used in it: its gradient will not change any more.
   virtual void gradient_ready(int parameter_id) = 0;
+  /// After every node, for the hook of the tape.
+  virtual void node_done() {}
 };
 
 /// Where an op's backward writes: overwrite or accumulate into `view`.

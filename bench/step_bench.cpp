@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,86 +14,129 @@
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "model/tokenformer.h"
-#include "parallel/grad_sync.h"
 #include "parallel/mesh.h"
 #include "profile_table.h"
+#include "train/communication_model.h"
 #include "train/config.h"
+#include "train/gradient_pass.h"
 #include "train/optimizer.h"
 
 using namespace tforge;
 
+namespace {
+
+/// Weak scaling over dp: every rank keeps the sequences and the compute time that it has here. Backward is taken as two
+/// thirds of the compute time, two of the three products of each layer.
+void print_prediction(RunConfig config, const TokenFormer& model, std::int64_t sequences, int tp, double compute,
+                      const Link& link) {
+  std::printf("compute %.1f ms a step and rank (measured); link %.3g GB/s, %.3g us; predicted, not measured:\n",
+              compute * 1e3, link.bytes_per_second / 1e9, link.latency * 1e6);
+  std::printf("%6s %16s %14s %11s %14s %11s\n", "ranks", "MB a rank", "blocking ms", "efficiency", "overlapped ms",
+              "efficiency");
+  for (const int ranks : {8, 64, 512}) {
+    const MeshPlace place{.dp = ranks / tp, .tp = tp};
+    if (place.dp < 1) continue;
+    config.train.batch = sequences * place.dp;
+    const std::vector<Bucket> buckets = model.parameters().buckets(bucket_bytes(config), place.dp);
+    const auto exposed = [&](Reduction reduction) {
+      config.parallel.reduction = reduction;
+      return predict(step_exchanges(config, model.plan(), buckets, place), place, link, compute * 2 / 3).exposed;
+    };
+    const double blocking = exposed(Reduction::blocking), overlapped = exposed(Reduction::nonblocking);
+    const std::vector<Exchange> sent = step_exchanges(config, model.plan(), buckets, place);
+    const double bytes = static_cast<double>(volume_of(sent, MeshAxis::dp).bytes + volume_of(sent, MeshAxis::tp).bytes);
+    std::printf("%6d %16.1f %14.1f %10.1f%% %14.1f %10.1f%%\n", ranks, bytes / 1e6, blocking * 1e3,
+                100 * compute / (compute + blocking), overlapped * 1e3, 100 * compute / (compute + overlapped));
+  }
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   std::int64_t dim = 128, layers = 4, heads = 4, tokens_attn = 128, tokens_ffn = 512, vocab = 256, seq = 256,
                batch = 16;
-  std::vector<std::string> set;
   std::int64_t steps = 8, warmup = 2, threads = 2, tp = 1;
+  std::vector<std::string> set;
   bool profile_wanted = false;
-  const JobInfo info{.name = "step_bench",
-                     .description = "Times a training step on random tokens.",
-                     .options = {{"dim", "N", &dim, "width"},
-                                 {"layers", "N", &layers, "blocks"},
-                                 {"heads", "N", &heads, "heads"},
-                                 {"tokens-attn", "N", &tokens_attn, "parameter tokens of query, key, value and proj"},
-                                 {"tokens-ffn", "N", &tokens_ffn, "parameter tokens of ffn"},
-                                 {"vocab", "N", &vocab, "vocabulary"},
-                                 {"seq", "N", &seq, "tokens of a sequence"},
-                                 {"batch", "N", &batch, "sequences of a step, over all ranks"},
-                                 {"steps", "N", &steps, "timed steps"},
-                                 {"warmup", "N", &warmup, "steps before them"},
-                                 {"threads", "N", &threads, "OpenMP threads a rank"},
-                                 {"tp", "N", &tp, "tensor-parallel ranks"},
-                                 {"set", "KEY=VALUE", &set, "a key of [train], as for tf_train"},
-                                 {"profile", "", &profile_wanted, "one step more, with a table of its kernels"}}};
+  std::optional<double> link_gbs;
+  double link_us = 2;
+  const JobInfo info{
+      .name = "step_bench",
+      .description = "Times a training step on random tokens.",
+      .options = {{"dim", "N", &dim, "width"},
+                  {"layers", "N", &layers, "blocks"},
+                  {"heads", "N", &heads, "heads"},
+                  {"tokens-attn", "N", &tokens_attn, "parameter tokens of query, key, value and proj"},
+                  {"tokens-ffn", "N", &tokens_ffn, "parameter tokens of ffn"},
+                  {"vocab", "N", &vocab, "vocabulary"},
+                  {"seq", "N", &seq, "tokens of a sequence"},
+                  {"batch", "N", &batch, "sequences of a step, over all ranks"},
+                  {"steps", "N", &steps, "timed steps"},
+                  {"warmup", "N", &warmup, "steps before them"},
+                  {"threads", "N", &threads, "OpenMP threads a rank"},
+                  {"tp", "N", &tp, "tensor-parallel ranks"},
+                  {"set", "KEY=VALUE", &set, "a key of [train] or [parallel], as for tf_train"},
+                  {"profile", "", &profile_wanted, "one step more, with a table of its kernels"},
+                  {"link-gbs", "X", &link_gbs, "also predicts 8, 64 and 512 such ranks over links of X GB/s each way"},
+                  {"link-us", "X", &link_us, "latency of a message over such a link, microseconds"}}};
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
     kernels::start_cpu_runtime(static_cast<int>(threads));
-    ModelConfig config;
-    config.layers = layers;
-    config.dim = dim;
-    config.heads = heads;
-    config.vocab = vocab;
-    config.max_seq = seq;
-    config.tokens = {tokens_attn, tokens_attn, tokens_attn, tokens_attn, tokens_ffn};
-    const TrainConfig train =
-        parse_config("[data]\npath = \"random tokens\"\n[run]\ndir = \"none\"", "step_bench", set).config.train;
+    RunConfig config =
+        parse_config("[data]\npath = \"random tokens\"\n[run]\ndir = \"none\"", "step_bench", set).config;
+    config.model.layers = layers;
+    config.model.dim = dim;
+    config.model.heads = heads;
+    config.model.vocab = vocab;
+    config.model.max_seq = seq;
+    config.model.tokens = {tokens_attn, tokens_attn, tokens_attn, tokens_attn, tokens_ffn};
+    config.train.batch = batch;
     Mesh mesh = Mesh::create(world, 0, static_cast<int>(tp));
-    const std::int64_t mine = ShardBorders::even(batch, mesh.dp, "batch").count(mesh.dp_index);
 
     Allocator allocator;
     Stream stream;
-    TokenFormer model(allocator, stream, config, DType::f32, *mesh.tp_comm, ShardPlan::even(config, mesh.tp));
+    TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
+                      ShardPlan::even(config.model, mesh.tp));
     model.initialise(1);
     AdamW optimizer(allocator, model.parameters());
-    GradSync sync(*mesh.dp_comm, model.parameters().gradients());
-    Tape tape(allocator, stream, TapeMode::training, train.saves);
-    Tensor tokens = Tensor::empty(allocator, Shape{mine * seq}, DType::i32, Purpose::activations);
-    Tensor targets = Tensor::empty(allocator, Shape{mine * seq}, DType::i32, Purpose::activations);
+    GradientPass gradients(config, model, mesh, allocator, stream);
+    const std::int64_t most = deal_sequences(config, mesh.dp).count(0) * seq;
+    MicroBatch batch_of_rank{Tensor::empty(allocator, Shape{most}, DType::i32, Purpose::activations),
+                             Tensor::empty(allocator, Shape{most}, DType::i32, Purpose::activations)};
     const Rng rng(1, "bench");
     const auto token = [&](std::int64_t i) {
       return static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(vocab)));
     };
-    for (std::int64_t i = 0; i < mine * seq; ++i) {
-      tokens.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i);
-      targets.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i + 1);
+    for (std::int64_t i = 0; i < most; ++i) {
+      batch_of_rank.tokens.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i);
+      batch_of_rank.targets.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i + 1);
     }
+    const auto next_batch = [&](std::int64_t, std::int64_t count) {
+      return MicroBatch{batch_of_rank.tokens.rows(0, count * seq), batch_of_rank.targets.rows(0, count * seq)};
+    };
+    const auto traffic = [&] {
+      const Communicator::Traffic a = mesh.dp_comm->traffic(), b = mesh.tp_comm->traffic();
+      return Communicator::Traffic{a.calls + b.calls, a.bytes + b.bytes, a.seconds + b.seconds,
+                                   a.exposed_seconds + b.exposed_seconds};
+    };
+    Communicator::Traffic before;
     std::vector<double> milliseconds;
     const auto step = [&] {
       world.barrier();
       const auto start = std::chrono::steady_clock::now();
-      model.parameters().clear_gradients();
-      HeadLoss loss = model.loss(tape, tokens, targets, mine, 1.0 / static_cast<double>(batch * seq));
-      tape.backward(loss.loss);
-      model.parameters().finish_gradients();
-      sync.finish(stream);
-      const double norm = optimizer.gradient_norm(stream, train, 0, mesh);
-      optimizer.update(stream, train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
+      gradients.run(-1, next_batch);
+      const double norm = optimizer.gradient_norm(stream, config.train, 0, mesh);
+      optimizer.update(stream, config.train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
       return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     };
     for (std::int64_t i = 0; i < warmup + steps; ++i) {
+      if (i == warmup) before = traffic();
       const double ms = step();
       if (i >= warmup) milliseconds.push_back(ms);
     }
     std::ranges::sort(milliseconds);
     const double median = milliseconds[milliseconds.size() / 2];
+    const Communicator::Traffic after = traffic();
+    const double per_step = 1.0 / static_cast<double>(steps);
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
     double resident_mb = 0;  // of all ranks
@@ -103,11 +147,19 @@ int main(int argc, char** argv) {
       std::printf(
           "{\"what\": \"tokenforge\", \"parameters\": %lld, \"ranks\": %d, \"tokens_per_s\": %.1f, "
           "\"ms_per_step\": %.3f, \"ms_min\": %.3f, \"ms_max\": %.3f, \"peak_rss_mb\": %.1f, "
-          "\"peak_tensor_mb\": %.1f, \"reserved_mb\": %.1f}\n",
-          static_cast<long long>(config.parameters()), world.size(), static_cast<double>(batch * seq) / median * 1e3,
-          median, milliseconds.front(), milliseconds.back(), resident_mb,
-          static_cast<double>(allocator.report().total_peak) / 1e6,
-          static_cast<double>(allocator.report().reserved) / 1e6);
+          "\"peak_tensor_mb\": %.1f, \"reserved_mb\": %.1f, \"communication_ms\": %.3f, \"exposed_ms\": %.3f, "
+          "\"communication_bytes\": %.0f}\n",
+          static_cast<long long>(config.model.parameters()), world.size(),
+          static_cast<double>(batch * seq) / median * 1e3, median, milliseconds.front(), milliseconds.back(),
+          resident_mb, static_cast<double>(allocator.report().total_peak) / 1e6,
+          static_cast<double>(allocator.report().reserved) / 1e6, (after.seconds - before.seconds) * per_step * 1e3,
+          (after.exposed_seconds - before.exposed_seconds) * per_step * 1e3,
+          static_cast<double>(after.bytes - before.bytes) * per_step);
+    }
+    if (link_gbs && world.rank() == 0) {
+      const double compute = median / 1e3 - (after.exposed_seconds - before.exposed_seconds) * per_step;
+      print_prediction(config, model, deal_sequences(config, mesh.dp).count(0), mesh.tp, compute,
+                       {*link_gbs * 1e9, link_us / 1e6});
     }
     if (profile_wanted) {
       Profile profile;

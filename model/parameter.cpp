@@ -43,7 +43,7 @@ ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec
     p.offset = block.offset;
     const Shape shape = s.shape.rank() == 1 ? Shape{p.rows} : Shape{p.rows, s.shape.columns()};
     p.gradient = gradients_.rows(block.offset, block.elements).reshaped(shape);
-    p.var = Var::parameter(values_.rows(block.offset, block.elements).reshaped(shape), p.gradient, nullptr,
+    p.var = Var::parameter(values_.rows(block.offset, block.elements).reshaped(shape), p.gradient, this,
                            static_cast<int>(parameters_.size()));
     parameters_.push_back(std::move(p));
   }
@@ -74,12 +74,24 @@ Parameter& ParameterSet::find(std::string_view path) {
 const Parameter& ParameterSet::find(std::string_view path) const { return const_cast<ParameterSet*>(this)->find(path); }
 
 void ParameterSet::clear_gradients() {
-  for (Parameter& p : parameters_) p.var.clear_grad();
+  for (Parameter& p : parameters_) {
+    p.var.clear_grad();
+    p.zeroed = false;
+  }
+}
+
+void ParameterSet::gradient_ready(int parameter_id) {
+  Parameter& p = parameters_[static_cast<std::size_t>(parameter_id)];
+  if (!p.var.grad().written()) {
+    p.gradient.fill_zero();
+    p.zeroed = true;
+  }
+  if (hook_ != nullptr) hook_->gradient_ready(parameter_id);
 }
 
 void ParameterSet::finish_gradients() {
   for (Parameter& p : parameters_) {
-    if (!p.var.grad().written()) p.gradient.fill_zero();
+    if (!p.var.grad().written() && !p.zeroed) p.gradient.fill_zero();
   }
 }
 

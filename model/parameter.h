@@ -39,6 +39,7 @@ struct Parameter {
   std::int64_t first_row = 0;  // of the rows held here
   std::int64_t rows = 0;       // held here
   std::int64_t offset = 0;     // element of the flat tensors at which they begin
+  bool zeroed = false;         // since clear_gradients: no op wrote a gradient, so it was set to 0
   Tensor gradient;             // [rows, columns], part of ParameterSet::gradients()
   Var var;                     // value and gradient slot
 
@@ -59,11 +60,18 @@ struct FlatLayout {
 /// Of what tensor-parallel rank `tp_rank` holds. Each parameter starts at a multiple of 16 elements.
 FlatLayout flat_layout(const std::vector<ParameterSpec>& specs, int tp_rank);
 
-class ParameterSet {
+class ParameterSet final : private GradHook {
  public:
   /// Allocates values (zero) and gradients (zero) of what tensor-parallel rank `tp_rank` holds, in flat_layout(); the
   /// gaps stay zero.
   ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank);
+
+  ParameterSet(const ParameterSet&) = delete;
+  ParameterSet& operator=(const ParameterSet&) = delete;
+
+  /// `hook` (may be null) hears of every gradient that is final in a pass, by index into all(). One that nothing was
+  /// written to is zero by then.
+  void set_hook(GradHook* hook) { hook_ = hook; }
 
   std::deque<Parameter>& all() { return parameters_; }
   const std::deque<Parameter>& all() const { return parameters_; }
@@ -81,11 +89,14 @@ class ParameterSet {
 
   /// Forgets all gradients without touching memory: the next contribution overwrites.
   void clear_gradients();
-  /// Zeroes the gradient of every parameter that received none since clear_gradients().
+  /// Zeroes the gradient of every parameter that received none since clear_gradients() and of which no hook heard.
   void finish_gradients();
 
  private:
+  void gradient_ready(int parameter_id) override;
+
   DType dtype_;
+  GradHook* hook_ = nullptr;
   FlatLayout layout_;
   Tensor values_, gradients_;
   std::deque<Parameter> parameters_;

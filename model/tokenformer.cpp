@@ -142,8 +142,10 @@ PattentionTokens TokenFormer::tokens_of(std::int64_t layer, TokenGroup group) co
   return layers_[static_cast<std::size_t>(layer)].tokens[static_cast<std::size_t>(group)];
 }
 
-Var TokenFormer::embed(Tape& tape, const Tensor& tokens) {
-  return reduce_from(tape, embedding(tape, tokens, embedding_, plan_.vocab.begin(tp_.rank())), tp_);
+Var TokenFormer::embed(Tape& tape, const Tensor& tokens, LookupSync* lookup) {
+  const Var table = lookup == nullptr ? embedding_ : Var(embedding_.value());
+  const Var h = reduce_from(tape, embedding(tape, tokens, table, plan_.vocab.begin(tp_.rank())), tp_);
+  return lookup == nullptr ? h : lookup->leaf(h.value(), tokens);
 }
 
 /// [q | k | v] of this rank's heads, before rotation.
@@ -176,13 +178,14 @@ Var TokenFormer::block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq) 
   return residual(tape, h, project(tape, u, layer, TokenGroup::ffn));
 }
 
-Var TokenFormer::hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, std::vector<Tensor>* blocks) {
+Var TokenFormer::hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, std::vector<Tensor>* blocks,
+                        LookupSync* lookup) {
   const std::int64_t seq = tokens.elements() / std::max<std::int64_t>(batch, 1);
   if (batch < 1 || seq * batch != tokens.elements() || seq > config_.max_seq) {
     throw ShapeError("a model of at most {} positions was given {} tokens in {} sequences", config_.max_seq,
                      tokens.elements(), batch);
   }
-  Var h = embed(tape, tokens);
+  Var h = embed(tape, tokens, lookup);
   const bool again = tape.saves().recompute == Recompute::block;
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const auto run = [this, layer, seq](Tape& on, Var x) { return block(on, std::move(x), layer, seq); };
@@ -196,8 +199,9 @@ Var TokenFormer::final_norm(Tape& tape, const Var& h) {
   return copy_to(tape, layer_norm(tape, h, final_weight_, final_bias_, config_.layernorm_eps), tp_);
 }
 
-HeadLoss TokenFormer::loss(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch, double weight) {
-  const Var x = final_norm(tape, hidden(tape, tokens, batch));
+HeadLoss TokenFormer::loss(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch, double weight,
+                           LookupSync* lookup) {
+  const Var x = final_norm(tape, hidden(tape, tokens, batch, nullptr, lookup));
   return head_cross_entropy(tape, x, embedding_, targets, plan_.vocab.begin(tp_.rank()), weight, *reducer_);
 }
 

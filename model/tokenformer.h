@@ -22,6 +22,7 @@
 #include "model/config.h"
 #include "model/parameter.h"
 #include "parallel/communicator.h"
+#include "parallel/grad_sync.h"
 #include "parallel/ops/column_plan.h"
 #include "parallel/shard.h"
 
@@ -85,10 +86,13 @@ class TokenFormer {
   static std::string layer_path(std::int64_t layer, TokenGroup group);
 
   /// Output of the last block, [T, d] replicated, for tokens [T] i32 of `batch` sequences of T / batch tokens.
-  /// `blocks`, when given, receives a copy of the output of every block.
-  Var hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, std::vector<Tensor>* blocks = nullptr);
-  /// weight * sum of the negative log-likelihoods of targets [T] i32 (< 0: ignored).
-  HeadLoss loss(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch, double weight);
+  /// `blocks`, when given, receives a copy of the output of every block; with `lookup` the gradient of the looked-up
+  /// rows goes there instead of into the embedding's.
+  Var hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, std::vector<Tensor>* blocks = nullptr,
+             LookupSync* lookup = nullptr);
+  /// weight * sum of the negative log-likelihoods of targets [T] i32 (< 0: ignored). `lookup` as above.
+  HeadLoss loss(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch, double weight,
+                LookupSync* lookup = nullptr);
   /// Negative log-likelihood [T] f64 of each target, without gradients (tape in inference mode).
   Tensor nll(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch);
   /// Logits of every position, [T, vocab], whole on every rank. For comparisons of small models.
@@ -109,7 +113,7 @@ class TokenFormer {
   Var block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq);
   Var attention_input(Tape& tape, const Var& h, std::int64_t layer);
   Var project(Tape& tape, const Var& x, std::int64_t layer, TokenGroup group);
-  Var embed(Tape& tape, const Tensor& tokens);
+  Var embed(Tape& tape, const Tensor& tokens, LookupSync* lookup = nullptr);
   Var final_norm(Tape& tape, const Var& h);
   Tensor whole_logits(Tape& tape, const Var& h);
   std::int64_t local_heads() const { return plan_.heads.count(tp_.rank()); }

@@ -1,5 +1,5 @@
 #pragma once
-// Communication between the ranks of a job: ten verbs over typed views, counted in elements.
+// Communication between the ranks of a job: a few verbs over typed views, counted in elements.
 //
 // MPI is called from the thread that created the world, and from no other. Every collective is under the watchdog of
 // the world (parallel/watchdog.h): one that does not finish in time ends the process with exit code 12 and a line that
@@ -44,6 +44,17 @@ class Communicator {
   /// `send` itself; the other blocks then hold nothing of use afterwards.
   virtual void reduce_scatter(Stream& stream, ConstTensorView send, TensorView receive,
                               std::span<const std::int64_t> counts) = 0;
+  /// Begins a sum of `x` (f32 or f64, contiguous) over the ranks, in place, on rank `root` or with kEveryRank on all of
+  /// them, and returns: `x` belongs to the communicator until finish(). On the other ranks `x` stays as it is.
+  /// What was started goes on inside progress() and finish(), and inside any other collective of the process. Every
+  /// rank starts the same ones in the same order; until finish() no other verb of this communicator may be called
+  /// (InternalError). Every rank gets the same bits, which need not be those of all_reduce. Collective.
+  virtual void start_reduce(Stream& stream, TensorView x, int root) = 0;
+  static constexpr int kEveryRank = -1;
+  /// Moves on what was started, without waiting. Cheap when there is nothing. Not collective.
+  virtual void progress() = 0;
+  /// Waits until all that was started is complete. Does nothing when there is nothing.
+  virtual void finish() = 0;
   /// Everyone's `bytes`, in rank order; lengths may differ. For small control data, not for tensors. Collective.
   virtual std::vector<std::string> all_gather_bytes(const std::string& bytes) = 0;
 
@@ -52,10 +63,13 @@ class Communicator {
   /// Collective; called once, last, on the normal path of the world. A world destroyed without it aborts the job.
   virtual void shutdown() = 0;
 
-  /// Bytes that this rank handed to collectives so far, and seconds spent inside them.
+  /// What this rank did so far. A blocking collective is exposed as a whole; of one that was started, what its rank
+  /// spent in start_reduce, progress and finish.
   struct Traffic {
-    std::uint64_t bytes = 0;
-    double seconds = 0;
+    std::uint64_t calls = 0;     // collectives called or started
+    std::uint64_t bytes = 0;     // handed to them
+    double seconds = 0;          // with a collective under way, from the first start until none was
+    double exposed_seconds = 0;  // inside the verbs: the rank could do nothing else
   };
   virtual Traffic traffic() const = 0;
 

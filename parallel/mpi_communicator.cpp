@@ -1,7 +1,8 @@
 // The communicator over MPI: the only file that sees mpi.h.
 //
 // Sums are MPI's own. Open MPI gives every rank the same bits (each of its all-reduce algorithms adds a given element
-// in one order, whichever rank does it) and the same bits in every run of the same ranks and sizes.
+// in one order, whichever rank does it) and the same bits in every run of the same ranks and sizes; blocking and
+// non-blocking reductions are different algorithms.
 #include <mpi.h>
 
 #include <algorithm>
@@ -52,6 +53,9 @@ struct Job {
   std::vector<MPI_Comm> split_off;  // in the order of their creation
   bool finished = false;
 };
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 class MpiCommunicator final : public Communicator {
  public:
@@ -155,6 +159,54 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
+  void start_reduce(Stream&, TensorView x, int root) override {
+    checks::sendable("start_reduce", x);
+    checks::floating("start_reduce", x.dtype);
+    if (root != kEveryRank) checks::root("start_reduce", root, size_);
+    const Clock::time_point before = Clock::now();
+    if (!under_way_ && x.elements() > 0) {
+      under_way_ = true;
+      under_way_since_ = before;
+    }
+    for_each_piece(x.elements(), [&](std::int64_t first, int count) {
+      started_.push_back(MPI_REQUEST_NULL);
+      void* piece = at(x.data, first, x.dtype);
+      const int result =
+          root == kEveryRank
+              ? MPI_Iallreduce(MPI_IN_PLACE, piece, count, mpi_type(x.dtype), MPI_SUM, comm_, &started_.back())
+          : root == rank_
+              ? MPI_Ireduce(MPI_IN_PLACE, piece, count, mpi_type(x.dtype), MPI_SUM, root, comm_, &started_.back())
+              : MPI_Ireduce(piece, nullptr, count, mpi_type(x.dtype), MPI_SUM, root, comm_, &started_.back());
+      check("start_reduce", result);
+    });
+    ++traffic_.calls;
+    traffic_.bytes += bytes_of(x);
+    started_bytes_ += bytes_of(x);
+    traffic_.exposed_seconds += seconds_since(before);
+  }
+
+  void progress() override {
+    if (!under_way_) return;
+    const Clock::time_point before = Clock::now();
+    int complete = 0;
+    check("progress", MPI_Testall(static_cast<int>(started_.size()), started_.data(), &complete, MPI_STATUSES_IGNORE));
+    if (complete != 0) none_under_way();
+    traffic_.exposed_seconds += seconds_since(before);
+  }
+
+  void finish() override {
+    if (started_.empty()) return;
+    const Clock::time_point before = Clock::now();
+    job_->watchdog.begin("finish", started_bytes_);
+    const int result = MPI_Waitall(static_cast<int>(started_.size()), started_.data(), MPI_STATUSES_IGNORE);
+    job_->watchdog.end();
+    check("finish", result);
+    if (under_way_) none_under_way();
+    started_.clear();
+    started_bytes_ = 0;
+    traffic_.exposed_seconds += seconds_since(before);
+  }
+
   std::vector<std::string> all_gather_bytes(const std::string& bytes) override {
     const Call call(*this, "all_gather_bytes", bytes.size());
     std::vector<std::int64_t> lengths(index(size_));
@@ -195,31 +247,42 @@ class MpiCommunicator final : public Communicator {
   class Call {
    public:
     Call(MpiCommunicator& owner, const char* verb, std::uint64_t bytes)
-        : owner_(owner), verb_(verb), begun_(std::chrono::steady_clock::now()) {
+        : owner_(owner), verb_(verb), begun_(Clock::now()) {
+      if (!owner_.started_.empty()) throw InternalError("{} before finish() of what was started", verb);
+      ++owner_.traffic_.calls;
       owner_.traffic_.bytes += bytes;
       owner_.job_->watchdog.begin(verb, bytes);
     }
     ~Call() {
       owner_.job_->watchdog.end();
-      owner_.traffic_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
+      const double seconds = seconds_since(begun_);
+      owner_.traffic_.seconds += seconds;
+      owner_.traffic_.exposed_seconds += seconds;
     }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
-    void check(int result) const {
-      if (result == MPI_SUCCESS) return;
-      char text[MPI_MAX_ERROR_STRING] = "";
-      int length = 0;
-      MPI_Error_string(result, text, &length);
-      throw CommunicationError("rank {} of {}: {} failed: {}", owner_.rank_, owner_.size_, verb_,
-                               std::string_view(text, static_cast<std::size_t>(length)));
-    }
+    void check(int result) const { owner_.check(verb_, result); }
 
    private:
     MpiCommunicator& owner_;
     const char* verb_;
-    std::chrono::steady_clock::time_point begun_;
+    Clock::time_point begun_;
   };
+
+  void check(const char* verb, int result) const {
+    if (result == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length = 0;
+    MPI_Error_string(result, text, &length);
+    throw CommunicationError("rank {} of {}: {} failed: {}", rank_, size_, verb,
+                             std::string_view(text, static_cast<std::size_t>(length)));
+  }
+
+  void none_under_way() {
+    under_way_ = false;
+    traffic_.seconds += seconds_since(under_way_since_);
+  }
 
   static std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
@@ -253,6 +316,12 @@ class MpiCommunicator final : public Communicator {
   int rank_ = 0;
   int size_ = 1;
   Traffic traffic_;
+  // What was started since the last finish. All of it is kept until the next one, so that the size of the vector does
+  // not depend on time.
+  std::vector<MPI_Request> started_;
+  std::uint64_t started_bytes_ = 0;
+  bool under_way_ = false;  // some of it is not known to be complete
+  Clock::time_point under_way_since_;
   std::vector<int> counts_;  // scratch of fits_one_call
   std::vector<int> offsets_;
 };

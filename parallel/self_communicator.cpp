@@ -35,6 +35,13 @@ class SelfCommunicator final : public Communicator {
     checks::floating("reduce_scatter", send.dtype);
     copy(send, receive);
   }
+  void start_reduce(Stream&, TensorView x, int root) override {
+    checks::sendable("start_reduce", x);
+    checks::floating("start_reduce", x.dtype);
+    if (root != kEveryRank) checks::root("start_reduce", root, 1);
+  }
+  void progress() override {}
+  void finish() override {}
   std::vector<std::string> all_gather_bytes(const std::string& bytes) override { return {bytes}; }
   [[noreturn]] void abort(int code) override {
     std::fflush(nullptr);

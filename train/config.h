@@ -11,6 +11,7 @@
 #include "core/device.h"
 #include "core/dtype.h"
 #include "model/config.h"
+#include "parallel/grad_sync.h"
 
 namespace tforge {
 
@@ -80,6 +81,8 @@ struct ParallelConfig {
   std::int64_t dp = 0;  // 0: derived from the number of ranks
   std::int64_t tp = 1;  // 0: derived from the number of ranks
   TokenShards token_shards = TokenShards::even;
+  Reduction reduction = Reduction::blocking;
+  double bucket_mb = 4;
   double timeout_s = 600;
 };
 

@@ -187,6 +187,11 @@ std::vector<Field> make_fields() {
                       "ranks that share the parameter tokens; 0: ranks / parallel.dp"));
   f.push_back(choice("parallel.token_shards", MEMBER(parallel.token_shards), {"even", "append"},
                      "borders of parameter tokens: split anew, or added ranks own only added tokens"));
+  f.push_back(choice("parallel.reduction", MEMBER(parallel.reduction), {"blocking", "nonblocking", "polled"},
+                     "sum of the gradients over dp: after backward; started bucket by bucket while it runs; likewise, "
+                     "and helped on after each op"));
+  f.push_back(real("parallel.bucket_mb", MEMBER(parallel.bucket_mb), positive(),
+                   "MiB of gradients that are reduced together while backward runs"));
   f.push_back(duration("parallel.timeout_s", MEMBER(parallel.timeout_s),
                        "longest time of one collective before the job ends with code 12; 0 waits for ever"));
   return f;

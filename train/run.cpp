@@ -15,6 +15,7 @@
 #include "core/version.h"
 #include "kernels/gemm.h"
 #include "model/activation_memory.h"
+#include "train/communication_model.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/trainer.h"
@@ -168,6 +169,10 @@ std::string plan_text(Communicator& world, const RunRequest& request) {
                   config.model.forward_flops_per_token(config.seq()), config.model.train_flops_per_token(config.seq()));
   text += fmt::format("FLOPs per step     {:.4g}\n", config.model.train_flops_per_token(config.seq()) *
                                                          static_cast<double>(config.train.batch * config.seq()));
+  const std::vector<Bucket> buckets =
+      flat_layout(TokenFormer::specs(config.model, plan), 0).buckets(config.train.dtype, bucket_bytes(config), mesh.dp);
+  text += "communication of a step, what rank 0 hands over\n";
+  text += communication_text(step_exchanges(config, plan, buckets, {.dp = mesh.dp, .tp = mesh.tp}));
   return text + memory_text(config, plan, mesh);
 }
 
@@ -246,7 +251,8 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   Communicator::Traffic traffic = world.traffic();
   const auto comm_traffic = [&] {
     const Communicator::Traffic a = mesh.dp_comm->traffic(), b = mesh.tp_comm->traffic();
-    return Communicator::Traffic{a.bytes + b.bytes, a.seconds + b.seconds};
+    return Communicator::Traffic{a.calls + b.calls, a.bytes + b.bytes, a.seconds + b.seconds,
+                                 a.exposed_seconds + b.exposed_seconds};
   };
   traffic = comm_traffic();
   bool evaluated = false;
@@ -270,6 +276,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
                                 {"tokens_per_second", static_cast<double>(step_tokens) / seconds},
                                 {"step_seconds", seconds},
                                 {"communication_seconds", now.seconds - traffic.seconds},
+                                {"communication_exposed_seconds", now.exposed_seconds - traffic.exposed_seconds},
                                 {"communication_bytes", static_cast<std::int64_t>(now.bytes - traffic.bytes)},
                                 {"floored_rows", trainer->take_floored_rows()},
                                 {"skipped_steps", state.skipped_steps},

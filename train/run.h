@@ -25,7 +25,7 @@ struct RunRequest {
 ExitCode run_training(Communicator& world, const RunRequest& request);
 
 /// What the run would be, as text: resolved configuration, parameters, memory by purpose per rank, FLOPs per token,
-/// tokens per step. Reads the dataset's head and a checkpoint's configuration; writes nothing.
+/// communication of a step, tokens per step. Reads the dataset's head and a checkpoint's configuration; writes nothing.
 std::string plan_text(Communicator& world, const RunRequest& request);
 
 /// OpenMP threads for this rank: run.threads, or the cores this process may use divided by the ranks on its node

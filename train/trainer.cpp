@@ -1,26 +1,11 @@
 #include "train/trainer.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "core/errors.h"
 #include "core/log.h"
 
 namespace tforge {
-
-ShardBorders deal_sequences(const RunConfig& config, int dp) {
-  if (config.train.batch < dp) {
-    throw ConfigError(
-        "train.batch = {} gives some of {} data-parallel ranks no sequence; use a batch of at least {}, or "
-        "fewer ranks",
-        config.train.batch, dp, dp);
-  }
-  return ShardBorders::even(config.train.batch, dp, "train.batch");
-}
-
-std::int64_t micro_batch(const RunConfig& config, std::int64_t mine) {
-  return config.train.micro_batch > 0 ? std::min(config.train.micro_batch, mine) : mine;
-}
 
 ShardPlan plan_shards(const RunConfig& config, int tp, const CheckpointReader* reader) {
   if (config.parallel.token_shards == TokenShards::even || reader == nullptr) return ShardPlan::even(config.model, tp);
@@ -35,10 +20,8 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       stream_(stream),
       model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, nullptr)),
       optimizer_(allocator, model_.parameters()),
-      sync_(*mesh.dp_comm, model_.parameters().gradients()),
+      gradients_(config, model_, mesh, allocator, stream),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
-      sequences_(deal_sequences(config, mesh.dp)),
-      tape_(allocator, stream, TapeMode::training, config.train.saves),
       schedule_(make_schedule(config.train, 0)) {
   model_.initialise(static_cast<std::uint64_t>(config.train.seed));
   state_.dataset_fingerprint = dataset.fingerprint();
@@ -53,10 +36,8 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       stream_(stream),
       model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, &reader)),
       optimizer_(allocator, model_.parameters()),
-      sync_(*mesh.dp_comm, model_.parameters().gradients()),
+      gradients_(config, model_, mesh, allocator, stream),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
-      sequences_(deal_sequences(config, mesh.dp)),
-      tape_(allocator, stream, TapeMode::training, config.train.saves),
       state_(load_state(reader)),
       history_(reader.growth_history()),
       parent_uuid_(reader.info().uuid) {
@@ -88,40 +69,24 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
   }
 }
 
-void Trainer::fill_batch(std::int64_t first, std::int64_t count) {
+MicroBatch Trainer::next_batch(std::int64_t first, std::int64_t count) {
   const std::int64_t seq = config_.seq();
-  tokens_ = Tensor::empty(allocator_, Shape{count * seq}, DType::i32, Purpose::activations);
-  targets_ = Tensor::empty(allocator_, Shape{count * seq}, DType::i32, Purpose::activations);
+  MicroBatch batch{Tensor::empty(allocator_, Shape{count * seq}, DType::i32, Purpose::activations),
+                   Tensor::empty(allocator_, Shape{count * seq}, DType::i32, Purpose::activations)};
   for (std::int64_t i = 0; i < count; ++i) {
-    sampler_.sample(static_cast<std::uint64_t>(first + i), tokens_.span<std::int32_t>().data() + i * seq,
-                    targets_.span<std::int32_t>().data() + i * seq);
+    sampler_.sample(static_cast<std::uint64_t>(state_.samples + first + i),
+                    batch.tokens.span<std::int32_t>().data() + i * seq,
+                    batch.targets.span<std::int32_t>().data() + i * seq);
   }
+  return batch;
 }
 
 StepResult Trainer::step() {
   const TrainConfig& train = config_.train;
-  const std::int64_t seq = config_.seq(), stage = stage_of(history_);
-  const std::int64_t mine = sequences_.count(mesh_.dp_index), micro = micro_batch(config_, mine);
-  const double weight = 1.0 / static_cast<double>(train.batch * seq);
-
-  model_.parameters().clear_gradients();
-  double nll_sum = 0;
-  for (std::int64_t done = 0; done < mine; done += micro) {
-    const std::int64_t count = std::min(micro, mine - done);
-    fill_batch(state_.samples + sequences_.begin(mesh_.dp_index) + done, count);
-    set_phase("forward", state_.step);
-    HeadLoss loss = model_.loss(tape_, tokens_, targets_, count, weight);
-    nll_sum += loss.nll_sum;
-    set_phase("backward", state_.step);
-    tape_.backward(loss.loss);
-  }
-  model_.parameters().finish_gradients();
-  set_phase("gradient reduction", state_.step);
-  sync_.finish(stream_);
-  mesh_.dp_comm->all_reduce(stream_, TensorView{&nll_sum, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
-
+  const std::int64_t stage = stage_of(history_);
   StepResult result;
-  result.loss = nll_sum * weight;
+  result.loss =
+      gradients_.run(state_.step, [this](std::int64_t first, std::int64_t count) { return next_batch(first, count); });
   result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_);
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);
@@ -134,7 +99,7 @@ StepResult Trainer::step() {
   }
   ++state_.step;
   state_.samples += train.batch;
-  state_.tokens += train.batch * seq;
+  state_.tokens += train.batch * config_.seq();
   return result;
 }
 
@@ -152,6 +117,6 @@ CheckpointInfo Trainer::save(Communicator& world, const std::string& path, Reten
   return saved;
 }
 
-std::int64_t Trainer::take_floored_rows() { return std::exchange(tape_.floored_rows, 0); }
+std::int64_t Trainer::take_floored_rows() { return gradients_.take_floored_rows(); }
 
 }  // namespace tforge

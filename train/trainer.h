@@ -10,9 +10,9 @@
 #include "data/sampler.h"
 #include "data/token_dataset.h"
 #include "model/tokenformer.h"
-#include "parallel/grad_sync.h"
 #include "parallel/mesh.h"
 #include "train/evaluate.h"
+#include "train/gradient_pass.h"
 #include "train/optimizer.h"
 #include "train/run_state.h"
 #include "train/schedule.h"
@@ -27,11 +27,6 @@ struct StepResult {
   double lr = 0;
   Update update = Update::applied;  // skipped: the loss or the gradients were not finite
 };
-
-/// The sequences of a batch dealt to dp ranks, as evenly as possible. Throws ConfigError when a rank would get none.
-ShardBorders deal_sequences(const RunConfig& config, int dp);
-/// How many of the `mine` sequences of a rank it computes at once.
-std::int64_t micro_batch(const RunConfig& config, std::int64_t mine);
 
 /// A model with its optimizer on this rank of the mesh. Allocator, stream, mesh and dataset outlive it.
 class Trainer {
@@ -63,7 +58,8 @@ class Trainer {
   void restart_samples() { state_.samples = 0; }
 
  private:
-  void fill_batch(std::int64_t first, std::int64_t count);
+  /// Sequences first .. first + count of the next global batch.
+  MicroBatch next_batch(std::int64_t first, std::int64_t count);
 
   RunConfig config_;
   const TokenDataset& dataset_;
@@ -72,11 +68,8 @@ class Trainer {
   Stream& stream_;
   TokenFormer model_;
   AdamW optimizer_;
-  GradSync sync_;
+  GradientPass gradients_;
   Sampler sampler_;
-  ShardBorders sequences_;  // of the global batch, by dp rank
-  Tape tape_;
-  Tensor tokens_, targets_;  // of the micro-batch under way
   RunState state_;
   Schedule schedule_;
   std::vector<GrowthRecord> history_;

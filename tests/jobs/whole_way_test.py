@@ -55,6 +55,9 @@ class WholeWay(JobTest):
         steps = [line for line in self.metrics("stage2") if "loss" in line]
         self.assertEqual([line["step"] for line in steps], list(range(7, 13)))
         self.assertTrue(all(line["stage"] == 1 for line in steps))
+        for line in steps:
+            self.assertTrue(0 < line["communication_exposed_seconds"] <= line["communication_seconds"] < line["step_seconds"])
+            self.assertGreater(line["communication_bytes"], 0)
         before = self.evaluate()["nll"]
         right_after = self.evaluate(checkpoint="grown.h5")["nll"]
         end = self.evaluate(checkpoint="stage2/step_00000012.h5")["nll"]
@@ -181,7 +184,8 @@ class Words(JobTest):
         forward = 2 * (2 * (4 * 12 + 24) * 64 + 4 * 65 / 2 * 32) + 2 * 32 * 400
         for part in ["vocab = 400", "lr = 0.003", 'dir = "deep/er"', f"parameters         {parameters}\n",
                      "ranks              dp 2 x tp 1\n", "tokens per step    256\n",
-                     f"FLOPs per token    {forward:.4g} forward, {3 * forward:.4g} training\n", "memory per rank"]:
+                     f"FLOPs per token    {forward:.4g} forward, {3 * forward:.4g} training\n",
+                     f"1 calls {4 * parameters:>16} bytes\n", "memory per rank"]:
             self.assertIn(part, ended.out, ended)
 
     def test_planned_memory_is_what_the_run_takes(self):

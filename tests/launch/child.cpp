@@ -35,6 +35,10 @@ void use_all_verbs(Communicator& world) {
   for (int i = 0; i < 23; ++i) {
     require(sum.span<double>()[static_cast<std::size_t>(i)] == 50.0 * size * (size - 1) + size * i, "all_reduce");
   }
+  Tensor started = x.clone(allocator);
+  world.start_reduce(stream, started.view(), Communicator::kEveryRank);
+  world.finish();
+  for (std::size_t i = 0; i < 23; ++i) require(started.span<double>()[i] == sum.span<double>()[i], "start_reduce");
   world.broadcast(stream, x.view(), 1);
   for (int i = 0; i < 23; ++i) require(x.span<double>()[static_cast<std::size_t>(i)] == 100.0 + i, "broadcast");
 
@@ -72,13 +76,19 @@ void run(const std::string& what, Communicator& world) {
   Allocator allocator;
   Stream stream;
   Tensor x = Tensor::zeros(allocator, Shape{16}, DType::f32, Purpose::communication);
+  if (what == "sleep_started") {
+    if (world.rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(30));
+    world.start_reduce(stream, x.view(), Communicator::kEveryRank);
+    world.finish();
+    return;
+  }
   world.all_reduce(stream, x.view(), ReduceOp::sum);
 }
 
 int run_rank(const std::string& what, int expect_ranks) {
   WorldOptions options;
   options.expect_ranks = expect_ranks;
-  if (what == "sleep") options.timeout_seconds = 1;
+  if (what == "sleep" || what == "sleep_started") options.timeout_seconds = 1;
   if (what == "verbs") options.max_count = 5;
   auto world = create_world(options);
   try {

@@ -56,6 +56,13 @@ TEST(Launch, ACollectiveThatDoesNotFinishNamesItselfAndExits12) {
       << ended.text;
 }
 
+TEST(Launch, AStartedReductionThatDoesNotFinishExits12) {
+  const Ended ended = run_ranks(2, "sleep_started");
+  EXPECT_EQ(ended.code, 12) << ended.text;
+  EXPECT_TRUE(has(ended, "error: rank 0 of 2: finish (collective 1, 64 bytes) did not finish within 1 s"))
+      << ended.text;
+}
+
 TEST(Launch, OneRankThatThrowsEndsAllWithItsMessageAndCode) {
   const Ended ended = run_ranks(3, "throw");
   EXPECT_EQ(ended.code, 2) << ended.text;

@@ -137,6 +137,50 @@ TYPED_TEST(CommunicatorTest, EveryRankGetsTheSameBitsAtEverySize) {
   }
 }
 
+TYPED_TEST(CommunicatorTest, StartedReductionsAreCompleteAfterFinish) {
+  using T = TypeParam;
+  // Several at a time, sums that depend on the order, with and without progress in between.
+  for (const int polls : {0, 3}) {
+    std::vector<Tensor> tensors, again;
+    for (const std::int64_t n : {1, 1000, 20001, 300007}) {
+      Tensor x = Tensor::empty(this->allocator_, Shape{n}, dtype_of<T>::value, Purpose::communication);
+      for (std::int64_t i = 0; i < n; ++i) {
+        x.span<T>()[static_cast<std::size_t>(i)] = T(1) / static_cast<T>(3 * i + 7 * this->rank_ * this->rank_ + 1);
+      }
+      again.push_back(x.clone(this->allocator_));
+      tensors.push_back(std::move(x));
+    }
+    for (auto* group : {&tensors, &again}) {
+      for (Tensor& x : *group) {
+        this->world_.start_reduce(this->stream_, x.view(), Communicator::kEveryRank);
+        for (int i = 0; i < polls; ++i) this->world_.progress();
+      }
+      EXPECT_THROW(this->world_.barrier(), InternalError);  // not before finish
+      this->world_.finish();
+    }
+    for (std::size_t k = 0; k < tensors.size(); ++k) {
+      const Tensor& x = tensors[k];
+      const auto* bytes = reinterpret_cast<const char*>(x.span<T>().data());
+      const std::string mine(bytes, x.bytes());
+      for (const std::string& other : this->world_.all_gather_bytes(mine)) EXPECT_TRUE(other == mine) << k;
+      EXPECT_EQ(std::memcmp(bytes, again[k].template span<T>().data(), x.bytes()), 0) << k;
+      T expected = 0;
+      for (int r = 0; r < this->size_; ++r) expected += T(1) / static_cast<T>(7 * r * r + 1);
+      EXPECT_NEAR(x.span<T>()[0], expected, 1e-6);
+    }
+  }
+  // On one rank: element r of the tensor on rank r.
+  const auto rank = static_cast<T>(this->rank_);
+  Tensor x = this->tensor(std::vector<T>(static_cast<std::size_t>(this->size_), rank + 1));
+  for (int root = 0; root < this->size_; ++root) this->world_.start_reduce(this->stream_, x.rows(root, 1).view(), root);
+  this->world_.finish();
+  std::vector<T> expected(static_cast<std::size_t>(this->size_), rank + 1);
+  expected[static_cast<std::size_t>(this->rank_)] = static_cast<T>(this->size_ * (this->size_ + 1) / 2);
+  EXPECT_EQ(this->values(x), expected);
+  this->world_.finish();  // of nothing
+  this->world_.progress();
+}
+
 TYPED_TEST(CommunicatorTest, RefusesOperandsThatDoNotFit) {
   Tensor a = this->tensor({1, 2, 3});
   Tensor b = this->tensor({1, 2, 3, 4});
@@ -193,8 +237,19 @@ TEST(Communicator, CountsItsTraffic) {
   Tensor x = Tensor::zeros(allocator, Shape{100}, DType::f64, Purpose::communication);
   const auto before = world.traffic();
   world.all_reduce(stream, x.view(), ReduceOp::sum);
+  EXPECT_EQ(world.traffic().calls - before.calls, 1U);
   EXPECT_EQ(world.traffic().bytes - before.bytes, 800U);
   EXPECT_GT(world.traffic().seconds, before.seconds);
+  EXPECT_EQ(world.traffic().seconds - before.seconds, world.traffic().exposed_seconds - before.exposed_seconds);
+  const auto blocking = world.traffic();
+  world.start_reduce(stream, x.view(), Communicator::kEveryRank);
+  world.start_reduce(stream, Tensor::zeros(allocator, Shape{0}, DType::f64, Purpose::communication).view(), 0);
+  EXPECT_EQ(world.traffic().seconds, blocking.seconds);  // not before it is complete
+  world.finish();
+  EXPECT_EQ(world.traffic().calls - blocking.calls, 2U);
+  EXPECT_EQ(world.traffic().bytes - blocking.bytes, 800U);
+  EXPECT_GT(world.traffic().seconds, blocking.seconds);
+  EXPECT_GT(world.traffic().exposed_seconds, blocking.exposed_seconds);
 }
 
 TEST(Communicator, OfOneRankCopies) {

@@ -2,29 +2,115 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
+#include "autograd/tape.h"
+#include "core/errors.h"
 #include "parallel/tp_reducer.h"
 #include "support/mpi_world.h"
 
 namespace tforge {
 namespace {
 
-TEST(GradSync, SumsTheFlatGradientsOfAllRanks) {
+constexpr std::array<Reduction, 3> kReductions = {Reduction::blocking, Reduction::nonblocking, Reduction::polled};
+
+/// Three parameters of 1000, 5 and 2000 elements, each a bucket, the last first.
+std::vector<Bucket> three_buckets() {
+  const std::array<FlatBlock, 3> blocks = {{{0, 1000, 10}, {1008, 5, 1}, {1024, 2000, 20}}};
+  return make_buckets(blocks, 3024, 1, test_world().size());
+}
+
+TEST(GradSync, SumsTheFlatGradientsOfAllRanksInEachWay) {
+  Communicator& world = test_world();
+  const float p = static_cast<float>(world.size());
+  for (const Reduction reduction : kReductions) {
+    Allocator allocator;
+    Stream stream;
+    Tensor flat = Tensor::zeros(allocator, Shape{3024}, DType::f32, Purpose::gradients);
+    GradSync sync(world, flat, three_buckets(), reduction);
+    for (int step = 0; step < 3; ++step) {
+      for (std::size_t i = 0; i < 3024; ++i) {
+        flat.span<float>()[i] = static_cast<float>(world.rank() * (i % 7 == 0 ? 2 : 1)) + static_cast<float>(step);
+      }
+      sync.gradient_ready(2);  // of an earlier micro-batch: nothing may start
+      sync.begin(stream);
+      // In another order than the buckets'; parameter 1 is never heard of.
+      sync.gradient_ready(0);
+      sync.node_done();
+      sync.gradient_ready(2);
+      sync.node_done();
+      sync.finish(stream);
+      for (std::size_t i = 0; i < 3024; ++i) {
+        const float sum = p * (p - 1) / 2 * (i % 7 == 0 ? 2 : 1) + p * static_cast<float>(step);
+        ASSERT_EQ(flat.span<float>()[i], sum) << i;
+      }
+    }
+  }
+}
+
+TEST(GradSync, StartsABucketWhenItsLastGradientIsFinal) {
   Communicator& world = test_world();
   Allocator allocator;
   Stream stream;
-  const auto r = static_cast<float>(world.rank());
-  const auto p = static_cast<float>(world.size());
-  Tensor flat = Tensor::of<float>(allocator, Shape{3}, std::vector<float>{r, 1, -2 * r}, Purpose::gradients);
-  const Tensor first = flat.rows(0, 1);  // a parameter's part of the flat tensor
-  GradSync sync(world, flat);
+  Tensor flat = Tensor::zeros(allocator, Shape{3024}, DType::f32, Purpose::gradients);
+  GradSync sync(world, flat, three_buckets(), Reduction::nonblocking);
+  const std::uint64_t calls = world.traffic().calls, bytes = world.traffic().bytes;
+  sync.begin(stream);
+  sync.gradient_ready(1);  // waits for the bucket before it
+  EXPECT_EQ(world.traffic().calls, calls);
+  sync.gradient_ready(2);
+  EXPECT_EQ(world.traffic().calls, calls + 2);
+  EXPECT_EQ(world.traffic().bytes, bytes + std::uint64_t{2016} * 4);
+  EXPECT_THROW(sync.gradient_ready(2), InternalError);  // a second time
   sync.finish(stream);
-  EXPECT_EQ(first.span<float>()[0], p * (p - 1) / 2);
-  EXPECT_EQ(flat.span<float>()[1], p);
-  EXPECT_EQ(flat.span<float>()[2], -p * (p - 1));
+  EXPECT_EQ(world.traffic().calls, calls + 3);
+  EXPECT_EQ(world.traffic().bytes, bytes + std::uint64_t{3024} * 4);
+}
+
+TEST(LookupSync, AddsTheRowsOfAllRanksToTheTable) {
+  Communicator& world = test_world();
+  Allocator allocator;
+  Stream stream;
+  Tape tape(allocator, stream, TapeMode::training);
+  const int rank = world.rank(), p = world.size();
+  // Rank r looks up r + 1 rows: 0, 1, ..., r of a table whose rows 1, 2 and so on are held here.
+  std::vector<std::int64_t> rows;
+  for (int r = 0; r < p; ++r) rows.push_back(r + 1);
+  LookupSync lookup(allocator, world, rows, 2, DType::f32);
+  for (int step = 0; step < 2; ++step) {
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(rank) + 1);
+    std::iota(tokens.begin(), tokens.end(), 0);
+    const Tensor ids = Tensor::of<std::int32_t>(allocator, Shape{rank + 1}, tokens, Purpose::activations);
+    const Tensor h = Tensor::zeros(allocator, Shape{rank + 1, 2}, DType::f32, Purpose::activations);
+    Tensor table = Tensor::zeros(allocator, Shape{p, 2}, DType::f32, Purpose::gradients);
+    for (float& x : table.span<float>()) x = 100;
+    const Var leaf = lookup.leaf(h, ids);
+    Grad grad = leaf.grad();
+    const GradTarget to = grad.target(tape);
+    EXPECT_EQ(to.mode, GradMode::overwrite) << "step " << step;
+    std::fill_n(to.view.as<float>(), 2 * (rank + 1), static_cast<float>(rank + 1));
+    lookup.finish(stream, 1, table.view());
+    for (int row = 1; row <= p; ++row) {
+      // Ranks row, row + 1, ... looked it up.
+      float sum = 100;
+      for (int r = row; r < p; ++r) sum += static_cast<float>(r + 1);
+      EXPECT_EQ(table.span<float>()[static_cast<std::size_t>(row - 1) * 2 + 1], sum) << row;
+    }
+  }
+  const Tensor wrong = Tensor::zeros(allocator, Shape{p + 5, 2}, DType::f32, Purpose::activations);
+  EXPECT_THROW(lookup.leaf(wrong, wrong), ShapeError);
+}
+
+TEST(LookupSync, PaysWhenTheRowsAreFewerThanTwoTables) {
+  EXPECT_TRUE(LookupSync::pays(1024, 50304, 768, DType::f32));
+  EXPECT_FALSE(LookupSync::pays(4096, 256, 128, DType::f32));
+  // 2 * 100 rows of 4 elements; each looked-up row is a token longer.
+  EXPECT_TRUE(LookupSync::pays(159, 100, 4, DType::f32));
+  EXPECT_FALSE(LookupSync::pays(160, 100, 4, DType::f32));
 }
 
 TEST(GlobalNorm, CountsEveryElementOnce) {

@@ -1,0 +1,153 @@
+#include "train/communication_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "autograd/ops/head_cross_entropy.h"
+#include "train/gradient_pass.h"
+
+namespace tforge {
+
+namespace {
+
+std::string_view name_of(Collective kind) {
+  constexpr std::array<std::string_view, 3> kNames = {"all_reduce", "all_gather", "reduce_scatter"};
+  return kNames[static_cast<std::size_t>(kind)];
+}
+
+/// Adds up, over the micro-batches of a step, what is said of one.
+class Exchanges {
+ public:
+  void add(const char* what, MeshAxis axis, Collective kind, std::int64_t calls, std::int64_t bytes,
+           Timing timing = Timing::in_line) {
+    const auto same = std::ranges::find_if(
+        all_, [&](const Exchange& x) { return x.what == what && x.axis == axis && x.kind == kind; });
+    if (same == all_.end()) {
+      all_.push_back({what, axis, kind, calls, bytes, timing});
+      return;
+    }
+    same->calls += calls;
+    same->bytes += bytes;
+  }
+  std::vector<Exchange> take() { return std::move(all_); }
+
+ private:
+  std::vector<Exchange> all_;
+};
+
+void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, std::span<const Bucket> buckets,
+                       const MeshPlace& place) {
+  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
+  std::int64_t elements = 0;
+  for (const Bucket& b : buckets) elements += b.elements();
+  if (config.parallel.reduction == Reduction::blocking) {
+    to.add("gradients", MeshAxis::dp, Collective::all_reduce, 1, elements * e);
+  } else {
+    to.add("gradients", MeshAxis::dp, Collective::all_reduce, static_cast<std::int64_t>(buckets.size()), elements * e,
+           Timing::during_backward);
+  }
+  if (separate_lookup(config, place.dp, plan.vocab.count(place.tp_index))) {
+    const std::int64_t rows =
+        last_micro_batches(config, place.dp)[static_cast<std::size_t>(place.dp_index)] * config.seq();
+    to.add("looked-up rows", MeshAxis::dp, Collective::all_gather, 2, rows * (config.model.dim * e + 4));
+  }
+  to.add("loss", MeshAxis::dp, Collective::all_reduce, 1, 8);
+}
+
+/// One micro-batch of T rows.
+void add_tensor_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, const MeshPlace& place,
+                         std::int64_t T) {
+  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
+  const std::int64_t layers = config.model.layers, d = config.model.dim;
+  const std::int64_t c = plan.heads.count(place.tp_index) * config.model.head_dim();
+  const std::int64_t te = T * e;
+  const PattentionNorm norm = config.model.norm;
+  const std::int64_t extra = norm == PattentionNorm::l2_norm_gelu ? 0 : 1;  // columns beside the values of a Pattention
+  const std::int64_t forward = layers * (config.train.saves.recompute == Recompute::block ? 2 : 1);
+  const auto add = [&](const char* what, Collective kind, std::int64_t calls, std::int64_t bytes) {
+    to.add(what, MeshAxis::tp, kind, calls, bytes);
+  };
+
+  add("lookup", Collective::all_reduce, 1, te * d);
+  add("q, k, v", Collective::reduce_scatter, forward, forward * te * (3 * d + 3 * extra * place.tp));
+  add("heads", Collective::all_gather, forward, forward * te * c);
+  add("proj and ffn", Collective::all_reduce, 2 * forward, 2 * forward * te * (d + extra));
+  const std::int64_t row_numbers =
+      (norm == PattentionNorm::gelu_l2_norm ? 0 : forward) + (norm == PattentionNorm::l2_norm_gelu ? layers : 0);
+  if (row_numbers > 0) add("row numbers", Collective::all_reduce, 3 * row_numbers, 5 * row_numbers * te);
+  add("inputs, backward", Collective::all_reduce, 2 * layers + 1, (2 * layers + 1) * te * d);
+  add("heads, backward", Collective::reduce_scatter, layers, layers * te * d);
+  add("q, k, v, backward", Collective::all_gather, layers, layers * te * (3 * c + 3 * extra));
+  const std::int64_t chunk = head_chunk_rows(T, plan.vocab.count(place.tp_index));
+  add("head", Collective::all_reduce, 2 * ((T + chunk - 1) / chunk), 3 * te);
+}
+
+}  // namespace
+
+std::vector<Exchange> step_exchanges(const RunConfig& config, const ShardPlan& plan, std::span<const Bucket> buckets,
+                                     const MeshPlace& place) {
+  Exchanges all;
+  if (place.dp > 1) add_data_parallel(all, config, plan, buckets, place);
+  if (place.tp > 1) {
+    const std::int64_t mine = deal_sequences(config, place.dp).count(place.dp_index);
+    const std::int64_t micro = micro_batch(config, mine);
+    for (std::int64_t done = 0; done < mine; done += micro) {
+      add_tensor_parallel(all, config, plan, place, std::min(micro, mine - done) * config.seq());
+    }
+    all.add("norm", MeshAxis::tp, Collective::all_reduce, 1, 8);
+  }
+  return all.take();
+}
+
+Volume volume_of(std::span<const Exchange> exchanges, MeshAxis axis) {
+  Volume volume;
+  for (const Exchange& x : exchanges) {
+    if (x.axis != axis) continue;
+    volume.calls += x.calls;
+    volume.bytes += x.bytes;
+  }
+  return volume;
+}
+
+double ring_seconds(const Exchange& exchange, int ranks, const Link& link) {
+  const double others = ranks - 1, calls = static_cast<double>(exchange.calls);
+  const double wire = static_cast<double>(exchange.bytes) / link.bytes_per_second;
+  switch (exchange.kind) {
+    case Collective::all_reduce: return 2 * others * (calls * link.latency + wire / ranks);
+    case Collective::reduce_scatter: return others * (calls * link.latency + wire / ranks);
+    case Collective::all_gather: return others * (calls * link.latency + wire);
+  }
+  return 0;
+}
+
+PredictedStep predict(std::span<const Exchange> exchanges, const MeshPlace& place, const Link& link, double backward) {
+  PredictedStep step;
+  double hidden = 0, last = 0;
+  for (const Exchange& x : exchanges) {
+    const double seconds = ring_seconds(x, x.axis == MeshAxis::dp ? place.dp : place.tp, link);
+    step.communication += seconds;
+    if (x.timing == Timing::in_line) {
+      step.exposed += seconds;
+    } else {
+      hidden += seconds;
+      last = std::max(last, seconds / static_cast<double>(x.calls));
+    }
+  }
+  step.exposed += std::max(last, hidden - backward);
+  return step;
+}
+
+std::string communication_text(std::span<const Exchange> exchanges) {
+  if (exchanges.empty()) return "  nothing: there is one rank\n";
+  std::string text;
+  for (const Exchange& x : exchanges) {
+    text += fmt::format("  {} {:<18} {:<14} {:>7} calls {:>16} bytes{}\n", x.axis == MeshAxis::dp ? "dp" : "tp", x.what,
+                        name_of(x.kind), x.calls, x.bytes,
+                        x.timing == Timing::during_backward ? ", while backward runs" : "");
+  }
+  return text;
+}
+
+}  // namespace tforge

@@ -1,0 +1,62 @@
+#pragma once
+// The part of a training step that makes the gradients: forward and backward over this rank's share of the batch, in
+// micro-batches, and the sum over the dp ranks.
+#include <cstdint>
+#include <functional>
+#include <optional>
+
+#include "autograd/tape.h"
+#include "core/allocator.h"
+#include "model/tokenformer.h"
+#include "parallel/grad_sync.h"
+#include "parallel/mesh.h"
+#include "train/config.h"
+
+namespace tforge {
+
+/// The sequences of a batch dealt to dp ranks, as evenly as possible. Throws ConfigError when a rank would get none.
+ShardBorders deal_sequences(const RunConfig& config, int dp);
+/// How many of the `mine` sequences of a rank it computes at once.
+std::int64_t micro_batch(const RunConfig& config, std::int64_t mine);
+/// Of all dp ranks together, the sequences of their last micro-batch, by rank: those whose backward pass the reduction
+/// overlaps.
+std::vector<std::int64_t> last_micro_batches(const RunConfig& config, int dp);
+/// Whether the lookup's gradient is exchanged apart from the table's (LookupSync), given the `vocab` rows held here.
+bool separate_lookup(const RunConfig& config, int dp, std::int64_t vocab);
+
+/// parallel.bucket_mb in bytes.
+std::int64_t bucket_bytes(const RunConfig& config);
+
+/// Tokens and targets of a micro-batch, [sequences * seq] i32 each.
+struct MicroBatch {
+  Tensor tokens, targets;
+};
+
+class GradientPass {
+ public:
+  /// `model`, `mesh`, allocator and stream outlive it.
+  GradientPass(const RunConfig& config, TokenFormer& model, Mesh& mesh, Allocator& allocator, Stream& stream);
+  GradientPass(const GradientPass&) = delete;
+  GradientPass& operator=(const GradientPass&) = delete;
+
+  /// The gradient of the mean loss over the global batch, in model.parameters(), with the same bits on every rank of
+  /// dp. Returns that loss. batch(first, count) gives sequences first .. first + count of the global batch; they are
+  /// this rank's. `step` is for the watchdog's line. Collective over the mesh.
+  double run(std::int64_t step, const std::function<MicroBatch(std::int64_t first, std::int64_t count)>& batch);
+
+  /// Rows below the norm floor since the last call, on this rank.
+  std::int64_t take_floored_rows() { return std::exchange(tape_.floored_rows, 0); }
+
+ private:
+  TokenFormer& model_;
+  Mesh& mesh_;
+  Stream& stream_;
+  ShardBorders sequences_;  // of the global batch, by dp rank
+  std::int64_t micro_;
+  double weight_;  // of one target in the mean
+  GradSync sync_;
+  std::optional<LookupSync> lookup_;
+  Tape tape_;
+};
+
+}  // namespace tforge
