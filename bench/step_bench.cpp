@@ -97,8 +97,8 @@ int main(int argc, char** argv) {
     TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
                       ShardPlan::even(config.model, mesh.tp));
     model.initialise(1);
-    AdamW optimizer(allocator, model.parameters());
     GradientPass gradients(config, model, mesh, allocator, stream);
+    AdamW optimizer = make_optimizer(config, allocator, model.parameters(), gradients.buckets(), mesh);
     const std::int64_t most = deal_sequences(config, mesh.dp).count(0) * seq;
     MicroBatch batch_of_rank{Tensor::empty(allocator, Shape{most}, DType::i32, Purpose::activations),
                              Tensor::empty(allocator, Shape{most}, DType::i32, Purpose::activations)};
@@ -126,6 +126,7 @@ int main(int argc, char** argv) {
       gradients.run(-1, next_batch);
       const double norm = optimizer.gradient_norm(stream, config.train, 0, mesh);
       optimizer.update(stream, config.train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
+      gradients.share_values();
       return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     };
     for (std::int64_t i = 0; i < warmup + steps; ++i) {

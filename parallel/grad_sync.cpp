@@ -10,8 +10,8 @@
 
 namespace tforge {
 
-GradSync::GradSync(Communicator& dp, Tensor flat, std::vector<Bucket> buckets, Reduction reduction)
-    : dp_(dp), flat_(std::move(flat)), buckets_(std::move(buckets)), reduction_(reduction) {
+GradSync::GradSync(Communicator& dp, Tensor flat, std::vector<Bucket> buckets, Reduction reduction, Sums sums)
+    : dp_(dp), flat_(std::move(flat)), buckets_(std::move(buckets)), reduction_(reduction), sums_(sums) {
   std::size_t parameters = 0;
   for (const Bucket& b : buckets_) parameters += static_cast<std::size_t>(b.parameters);
   bucket_of_.resize(parameters);
@@ -43,20 +43,48 @@ void GradSync::node_done() {
 void GradSync::start_ready(Stream& stream) {
   while (started_ < buckets_.size() && missing_[started_] == 0) {
     const Bucket& b = buckets_[started_++];
-    dp_.start_reduce(stream, flat_.rows(b.begin(), b.elements()).view(), Communicator::kEveryRank);
+    if (sums_ == Sums::everywhere) {
+      dp_.start_reduce(stream, flat_.rows(b.begin(), b.elements()).view(), Communicator::kEveryRank);
+      continue;
+    }
+    for (int r = 0; r < dp_.size(); ++r) {
+      dp_.start_reduce(stream, flat_.rows(b.begin(r), b.elements(r)).view(), r);
+    }
   }
 }
 
 void GradSync::finish(Stream& stream) {
   if (dp_.size() == 1) return;
-  if (stream_ == nullptr) {
+  if (stream_ == nullptr && sums_ == Sums::everywhere) {
     dp_.all_reduce(stream, flat_.view(), ReduceOp::sum);
+    return;
+  }
+  if (stream_ == nullptr) {
+    for (const Bucket& b : buckets_) {
+      set_counts(b);
+      Tensor own = flat_.rows(b.begin(dp_.rank()), b.elements(dp_.rank()));
+      dp_.reduce_scatter(stream, flat_.rows(b.begin(), b.elements()).view(), own.view(), counts_);
+    }
     return;
   }
   std::ranges::fill(missing_, 0);
   start_ready(stream);
   stream_ = nullptr;
   dp_.finish();
+}
+
+void GradSync::gather(Stream& stream, const Tensor& values) {
+  if (dp_.size() == 1 || sums_ == Sums::everywhere) return;
+  for (const Bucket& b : buckets_) {
+    set_counts(b);
+    const Tensor own = values.rows(b.begin(dp_.rank()), b.elements(dp_.rank()));
+    dp_.all_gather(stream, own.view(), values.rows(b.begin(), b.elements()).view(), counts_);
+  }
+}
+
+void GradSync::set_counts(const Bucket& bucket) {
+  counts_.resize(static_cast<std::size_t>(dp_.size()));
+  for (int r = 0; r < dp_.size(); ++r) counts_[static_cast<std::size_t>(r)] = bucket.elements(r);
 }
 
 LookupSync::LookupSync(Allocator& allocator, Communicator& dp, std::vector<std::int64_t> rows, std::int64_t columns,
@@ -100,8 +128,11 @@ bool LookupSync::pays(std::int64_t rows, std::int64_t table_rows, std::int64_t c
 }
 
 double global_norm(Stream& stream, Communicator& tp, double sharded_squares, double replicated_squares) {
-  tp.all_reduce(stream, TensorView{&sharded_squares, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
-  return std::sqrt(sharded_squares + replicated_squares);
+  // Rank 0's replicated squares count, since the ranks may have added the same numbers in another order.
+  const bool counts = tp.rank() == 0 || !std::isfinite(replicated_squares);
+  double squares = sharded_squares + (counts ? replicated_squares : 0);
+  tp.all_reduce(stream, TensorView{&squares, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
+  return std::sqrt(squares);
 }
 
 }  // namespace tforge

@@ -16,6 +16,9 @@ namespace tforge {
 /// inside its own calls, is called after every op of backward.
 enum class Reduction : std::uint8_t { blocking, nonblocking, polled };
 
+/// Where the sums are complete: on every rank of dp, or each on the rank that owns it (Bucket::borders).
+enum class Sums : std::uint8_t { everywhere, at_owner };
+
 /// Sums the gradients of this rank's parameters, one flat tensor, over the ranks that hold the same shard.
 /// The gradients are then those of the global batch, since each rank's loss is divided by all target tokens.
 ///
@@ -26,27 +29,36 @@ class GradSync final : public GradHook {
   /// `dp` outlives this object. `flat` is shared with the parameters' gradients; f32 or f64, contiguous. `buckets` are
   /// started in the order given, which should be the one in which backward finishes them: a bucket that is ready
   /// before one that stands before it waits, so that all ranks start them in one order whatever happens.
-  GradSync(Communicator& dp, Tensor flat, std::vector<Bucket> buckets, Reduction reduction);
+  GradSync(Communicator& dp, Tensor flat, std::vector<Bucket> buckets, Reduction reduction,
+           Sums sums = Sums::everywhere);
 
   /// The backward pass that follows completes the gradients.
   void begin(Stream& stream);
   void gradient_ready(int parameter_id) override;
   void node_done() override;
-  /// Starts what was not, and waits. When this returns, the sums are complete on every rank, with the same bits, which
-  /// are those of every run with the same ranks and the same Reduction. Collective over dp.
+  /// Starts what was not, and waits. When this returns, the sums are complete on every rank, with the same bits, or
+  /// this rank's own are and the others' places hold nothing of use. The bits are those of every run with the same
+  /// ranks, the same Reduction and the same Sums. Collective over dp.
   void finish(Stream& stream);
+  /// After an update: with Sums::at_owner each rank has updated what it owns of `values`, which lie like the gradients,
+  /// and gets the rest from its owners. Otherwise nothing is to do. Collective over dp.
+  void gather(Stream& stream, const Tensor& values);
+  const std::vector<Bucket>& buckets() const { return buckets_; }
 
  private:
   void start_ready(Stream& stream);
+  void set_counts(const Bucket& bucket);
 
   Communicator& dp_;
   Tensor flat_;
   std::vector<Bucket> buckets_;
   Reduction reduction_;
+  Sums sums_;
   std::vector<std::size_t> bucket_of_;  // by parameter
   std::vector<int> missing_;            // parameters of each bucket that are not ready
   std::size_t started_ = 0;             // buckets, counted from the first
   Stream* stream_ = nullptr;            // between begin and finish
+  std::vector<std::int64_t> counts_;    // of the bucket that is scattered or gathered, by rank
 };
 
 /// Keeps the gradient of looked-up rows apart from that of the table. In a tied model the head's gradient of the whole
@@ -82,10 +94,11 @@ class LookupSync {
 };
 
 /// The norm of all gradients of the model, each logical element counted once, the same number on every rank of `tp`:
-///   sqrt(sum over tp of sharded_squares + replicated_squares)
+///   sqrt(sum over tp of sharded_squares + replicated_squares of rank 0)
 /// sharded_squares: sum of squares of the rows that this rank alone owns (differs between the ranks of tp);
-/// replicated_squares: of the parameters that every rank of tp holds in full (the same on all of them).
-/// Both in f64, after GradSync::finish. A non-finite element anywhere gives a non-finite norm everywhere. Collective.
+/// replicated_squares: of the parameters that every rank of tp holds in full (the same on all of them, up to the order
+/// of addition). Both in f64, after GradSync::finish. A non-finite element anywhere gives a non-finite norm everywhere.
+/// Collective.
 double global_norm(Stream& stream, Communicator& tp, double sharded_squares, double replicated_squares);
 
 }  // namespace tforge

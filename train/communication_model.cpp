@@ -42,11 +42,22 @@ void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& 
   const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
   std::int64_t elements = 0;
   for (const Bucket& b : buckets) elements += b.elements();
-  if (config.parallel.reduction == Reduction::blocking) {
+  const auto pieces = static_cast<std::int64_t>(buckets.size());
+  if (config.parallel.zero == 1) {
+    std::int64_t owned = 0;
+    for (const Bucket& b : buckets) owned += b.elements(place.dp_index);
+    if (config.parallel.reduction == Reduction::blocking) {
+      to.add("gradients", MeshAxis::dp, Collective::reduce_scatter, pieces, elements * e);
+    } else {
+      to.add("gradients", MeshAxis::dp, Collective::reduce_scatter, pieces * place.dp, elements * e,
+             Timing::during_backward);
+    }
+    to.add("values", MeshAxis::dp, Collective::all_gather, pieces, owned * e);
+    to.add("norm", MeshAxis::dp, Collective::all_reduce, 1, 16);
+  } else if (config.parallel.reduction == Reduction::blocking) {
     to.add("gradients", MeshAxis::dp, Collective::all_reduce, 1, elements * e);
   } else {
-    to.add("gradients", MeshAxis::dp, Collective::all_reduce, static_cast<std::int64_t>(buckets.size()), elements * e,
-           Timing::during_backward);
+    to.add("gradients", MeshAxis::dp, Collective::all_reduce, pieces, elements * e, Timing::during_backward);
   }
   if (separate_lookup(config, place.dp, plan.vocab.count(place.tp_index))) {
     const std::int64_t rows =

@@ -40,7 +40,10 @@ struct Exchange {
 
 /// All collectives of one training step (without evaluation and checkpoints) on one rank; `buckets` are those of its
 /// parameters. An axis of one rank has none. Over dp, once a step:
-///   gradients   all_reduce of all of them (with the padding): one call, or one a bucket
+///   gradients   all_reduce of all of them (with the padding): one call, or one a bucket; with parallel.zero = 1
+///               reduce_scatter, one a bucket or one a bucket and owner
+///   values      with parallel.zero = 1 all_gather of what this rank owns, one call a bucket; and all_reduce of 16 for
+///               the norm
 ///   rows        all_gather of the looked-up tokens and of their gradients, T (d e + 4), when the lookup is kept apart
 ///   loss        all_reduce of 8
 /// Over tp, of each micro-batch (p = tp):

@@ -83,6 +83,7 @@ struct ParallelConfig {
   TokenShards token_shards = TokenShards::even;
   Reduction reduction = Reduction::blocking;
   double bucket_mb = 4;
+  std::int64_t zero = 0;  // 1: ZeRO-1
   double timeout_s = 600;
 };
 

@@ -15,6 +15,10 @@ struct Check {
 Check at_least(std::int64_t low) {
   return {fmt::format("at least {}", low), [low](double v) { return v >= static_cast<double>(low); }};
 }
+Check between(std::int64_t low, std::int64_t high) {
+  return {fmt::format("{} to {}", low, high),
+          [=](double v) { return v >= static_cast<double>(low) && v <= static_cast<double>(high); }};
+}
 Check positive() {
   return {"more than 0", [](double v) { return v > 0 && std::isfinite(v); }};
 }
@@ -192,6 +196,8 @@ std::vector<Field> make_fields() {
                      "and helped on after each op"));
   f.push_back(real("parallel.bucket_mb", MEMBER(parallel.bucket_mb), positive(),
                    "MiB of gradients that are reduced together while backward runs"));
+  f.push_back(integer("parallel.zero", MEMBER(parallel.zero), between(0, 1),
+                      "moments of AdamW: 0: on every rank that has the parameter; 1: each on one rank of dp (ZeRO-1)"));
   f.push_back(duration("parallel.timeout_s", MEMBER(parallel.timeout_s),
                        "longest time of one collective before the job ends with code 12; 0 waits for ever"));
   return f;

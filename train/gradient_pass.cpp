@@ -66,7 +66,7 @@ GradientPass::GradientPass(const RunConfig& config, TokenFormer& model, Mesh& me
       sync_(*mesh.dp_comm, model.parameters().gradients(),
             buckets_in_order(config, model.parameters(), mesh.dp,
                              separate_lookup(config, mesh.dp, model.plan().vocab.count(mesh.tp_index))),
-            config.parallel.reduction),
+            config.parallel.reduction, config.parallel.zero == 0 ? Sums::everywhere : Sums::at_owner),
       tape_(allocator, stream, TapeMode::training, config.train.saves) {
   if (separate_lookup(config, mesh.dp, model.plan().vocab.count(mesh.tp_index))) {
     std::vector<std::int64_t> rows = last_micro_batches(config, mesh.dp);

@@ -40,9 +40,15 @@ class GradientPass {
   GradientPass& operator=(const GradientPass&) = delete;
 
   /// The gradient of the mean loss over the global batch, in model.parameters(), with the same bits on every rank of
-  /// dp. Returns that loss. batch(first, count) gives sequences first .. first + count of the global batch; they are
-  /// this rank's. `step` is for the watchdog's line. Collective over the mesh.
+  /// dp; with parallel.zero = 1 only of the rows that this rank owns. Returns that loss. batch(first, count) gives
+  /// sequences first .. first + count of the global batch; they are this rank's. `step` is for the watchdog's line.
+  /// Collective over the mesh.
   double run(std::int64_t step, const std::function<MicroBatch(std::int64_t first, std::int64_t count)>& batch);
+
+  /// What data parallelism sends in one piece, with the parts that each rank of dp owns.
+  const std::vector<Bucket>& buckets() const { return sync_.buckets(); }
+  /// After an update: with parallel.zero = 1 every rank gets the values that others own. Collective over dp.
+  void share_values() { sync_.gather(stream_, model_.parameters().values()); }
 
   /// Rows below the norm floor since the last call, on this rank.
   std::int64_t take_floored_rows() { return std::exchange(tape_.floored_rows, 0); }

@@ -135,4 +135,10 @@ void AdamW::update(Stream& stream, const TrainConfig& config, std::int64_t stage
                         });
 }
 
+AdamW make_optimizer(const RunConfig& config, Allocator& allocator, ParameterSet& parameters,
+                     const std::vector<Bucket>& buckets, const Mesh& mesh) {
+  if (config.parallel.zero == 0) return {allocator, parameters};
+  return {allocator, parameters, parameters.owned_rows(buckets, mesh.dp_index)};
+}
+
 }  // namespace tforge

@@ -75,4 +75,8 @@ class AdamW {
   std::vector<State> states_;
 };
 
+/// As config.parallel.zero asks: owns everything, or what rank mesh.dp_index owns of `buckets` of the parameters.
+AdamW make_optimizer(const RunConfig& config, Allocator& allocator, ParameterSet& parameters,
+                     const std::vector<Bucket>& buckets, const Mesh& mesh);
+
 }  // namespace tforge

@@ -114,10 +114,20 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
     for (const ShardBorders& borders : plan.tokens)
       held += config.model.layers * borders.count(r) * 2 * config.model.dim;
     const double weights = static_cast<double>(held) * size;
+    // With ZeRO-1 those of the rank of dp that owns most.
+    double moments = 2 * weights;
+    if (config.parallel.zero == 1) {
+      std::vector<std::int64_t> owned(static_cast<std::size_t>(mesh.dp), 0);
+      const FlatLayout layout = flat_layout(TokenFormer::specs(config.model, plan), r);
+      for (const Bucket& bucket : layout.buckets(config.train.dtype, bucket_bytes(config), mesh.dp)) {
+        for (int dp = 0; dp < mesh.dp; ++dp) owned[static_cast<std::size_t>(dp)] += bucket.elements(dp);
+      }
+      moments = 2 * static_cast<double>(std::ranges::max(owned)) * size;
+    }
     const double activations = static_cast<double>(
         activation_bytes(config.model, plan, r, config.train.dtype, config.train.saves, micro, config.seq()));
     text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
-                        mib(2 * weights), mib(activations), mib(4 * weights + activations));
+                        mib(moments), mib(activations), mib(2 * weights + moments + activations));
   }
   return text;
 }

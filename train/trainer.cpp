@@ -19,8 +19,8 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       allocator_(allocator),
       stream_(stream),
       model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, nullptr)),
-      optimizer_(allocator, model_.parameters()),
       gradients_(config, model_, mesh, allocator, stream),
+      optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       schedule_(make_schedule(config.train, 0)) {
   model_.initialise(static_cast<std::uint64_t>(config.train.seed));
@@ -35,8 +35,8 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       allocator_(allocator),
       stream_(stream),
       model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, &reader)),
-      optimizer_(allocator, model_.parameters()),
       gradients_(config, model_, mesh, allocator, stream),
+      optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       state_(load_state(reader)),
       history_(reader.growth_history()),
@@ -96,6 +96,7 @@ StepResult Trainer::step() {
   } else {
     const bool clips = train.clip > 0 && result.grad_norm > train.clip;
     optimizer_.update(stream_, train, stage, result.lr, clips ? train.clip / result.grad_norm : 1.0);
+    gradients_.share_values();
   }
   ++state_.step;
   state_.samples += train.batch;

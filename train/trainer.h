@@ -67,8 +67,8 @@ class Trainer {
   Allocator& allocator_;
   Stream& stream_;
   TokenFormer model_;
-  AdamW optimizer_;
   GradientPass gradients_;
+  AdamW optimizer_;
   Sampler sampler_;
   RunState state_;
   Schedule schedule_;

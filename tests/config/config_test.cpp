@@ -58,6 +58,7 @@ TEST(Config, DefaultsHold) {
   EXPECT_EQ(c.train.lr, 6e-4);
   EXPECT_EQ(c.parallel.token_shards, TokenShards::even);
   EXPECT_EQ(c.parallel.bucket_mb, 4);
+  EXPECT_EQ(c.parallel.zero, 0);
 }
 
 TEST(Config, EveryKindOfValueIsRead) {
@@ -65,7 +66,7 @@ TEST(Config, EveryKindOfValueIsRead) {
                           "seq = 8\nlr = 1\nmax_time = \"1h30m\"\nschedule = \"wsd\"\ndtype = \"f64\"\n"
                           "recompute = \"block\"\n"
                           "growth = { schedule = \"continue\", moments = \"reset\", old_rows = \"rate\" }\n"
-                          "[model.tokens]\nffn = 7\n[parallel]\ntoken_shards = \"append\"\ntimeout_s = 2.5\n"
+                          "[model.tokens]\nffn = 7\n[parallel]\ntoken_shards = \"append\"\nzero = 1\ntimeout_s = 2.5\n"
                           "reduction = \"polled\"\n")
                           .config;
   EXPECT_EQ(c.seq(), 8);
@@ -79,6 +80,7 @@ TEST(Config, EveryKindOfValueIsRead) {
   EXPECT_EQ(c.train.growth.old_rows, OldRows::rate);
   EXPECT_EQ(c.model.num_tokens(TokenGroup::ffn), 7);
   EXPECT_EQ(c.parallel.token_shards, TokenShards::append);
+  EXPECT_EQ(c.parallel.zero, 1);
   EXPECT_EQ(c.parallel.timeout_s, 2.5);
   EXPECT_EQ(c.parallel.reduction, Reduction::polled);
 }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -113,6 +114,55 @@ TEST(LookupSync, PaysWhenTheRowsAreFewerThanTwoTables) {
   EXPECT_FALSE(LookupSync::pays(160, 100, 4, DType::f32));
 }
 
+/// Six elements as three rows of two, in two buckets: the last two rows, then the first.
+std::vector<Bucket> two_buckets(int ranks) {
+  const std::array<FlatBlock, 2> blocks = {{{0, 2, 2}, {2, 4, 2}}};
+  return make_buckets(blocks, 6, 4, ranks);
+}
+
+TEST(GradSync, ScattersTheSumsAndGathersTheValuesInEachWay) {
+  Communicator& world = test_world();
+  const auto r = static_cast<float>(world.rank());
+  const auto p = static_cast<float>(world.size());
+  const std::vector<float> mine = {r, 1, -2 * r, 0, 1, r};
+  const std::vector<float> sums = {p * (p - 1) / 2, p, -p * (p - 1), 0, p, p * (p - 1) / 2};
+  for (const Reduction reduction : kReductions) {
+    Allocator allocator;
+    Stream stream;
+    Tensor flat = Tensor::of<float>(allocator, Shape{6}, mine, Purpose::gradients);
+    GradSync sync(world, flat, two_buckets(world.size()), reduction, Sums::at_owner);
+    sync.begin(stream);
+    sync.gradient_ready(1);
+    sync.node_done();
+    sync.gradient_ready(0);
+    sync.finish(stream);
+    Tensor values = Tensor::zeros(allocator, Shape{6}, DType::f32, Purpose::weights);
+    std::int64_t owned = 0;
+    for (const Bucket& bucket : sync.buckets()) {
+      for (std::int64_t i = bucket.begin(world.rank()); i < bucket.end(world.rank()); ++i) {
+        const auto k = static_cast<std::size_t>(i);
+        EXPECT_EQ(flat.span<float>()[k], sums[k]) << i;
+        values.span<float>()[k] = 10 * r + static_cast<float>(i);
+        ++owned;
+      }
+    }
+    EXPECT_LT(owned, 6);
+    sync.gather(stream, values);
+    for (const Bucket& bucket : sync.buckets()) {
+      for (int owner = 0; owner < world.size(); ++owner) {
+        for (std::int64_t i = bucket.begin(owner); i < bucket.end(owner); ++i) {
+          EXPECT_EQ(values.span<float>()[static_cast<std::size_t>(i)], static_cast<float>(10 * owner + i)) << i;
+        }
+      }
+    }
+    // What is updated everywhere has nothing to be gathered.
+    const std::vector<float> before(values.span<float>().begin(), values.span<float>().end());
+    for (float& x : values.span<float>()) x += r;
+    GradSync(world, flat, two_buckets(world.size()), reduction, Sums::everywhere).gather(stream, values);
+    for (std::size_t i = 0; i < 6; ++i) EXPECT_EQ(values.span<float>()[i], before[i] + r);
+  }
+}
+
 TEST(GlobalNorm, CountsEveryElementOnce) {
   Communicator& world = test_world();
   Stream stream;
@@ -120,6 +170,11 @@ TEST(GlobalNorm, CountsEveryElementOnce) {
   const int p = world.size();
   EXPECT_EQ(global_norm(stream, world, world.rank() + 1, 4), std::sqrt(p * (p + 1) / 2 + 4.0));
   EXPECT_EQ(global_norm(stream, *create_self(), 5, 4), 3);
+  // What is replicated may differ in its last bits, the norm does not.
+  const double norm = global_norm(stream, world, 1, 4 + 1e-14 * world.rank());
+  for (const std::string& other : world.all_gather_bytes(fmt::format("{}", norm))) {
+    EXPECT_EQ(other, fmt::format("{}", norm));
+  }
 }
 
 TEST(GlobalNorm, IsNotFiniteOnAnyRankWhenItIsNotOnOne) {
@@ -127,6 +182,7 @@ TEST(GlobalNorm, IsNotFiniteOnAnyRankWhenItIsNotOnOne) {
   Stream stream;
   const double mine = world.rank() == 1 ? std::numeric_limits<double>::quiet_NaN() : 1;
   EXPECT_FALSE(std::isfinite(global_norm(stream, world, mine, 4)));
+  EXPECT_FALSE(std::isfinite(global_norm(stream, world, 4, mine)));
 }
 
 TEST(TpReducer, ReducesOverTheRanks) {

@@ -43,6 +43,7 @@ TEST(Communication, AStepSendsWhatTheFormulasSay) {
           config.train.micro_batch = micro;
           config.parallel.reduction = reduction;
           config.parallel.bucket_mb = 0.02;
+          config.parallel.zero = norm == PattentionNorm::gelu_l2_norm ? 1 : 0;
           expect_counted(lab, config, layout);
         }
       }

@@ -54,6 +54,7 @@ TEST(Memory, SteadyStepsRequestNone) {
         config.train.micro_batch = 4;  // and a rest
         config.train.saves = saves;
         config.parallel.reduction = Reduction::polled;  // asks for all that the other two ask for
+        config.parallel.zero = norm == PattentionNorm::softmax ? 1 : 0;
         TinyRun run(config, lab, mesh_of(layout));
         train(run.trainer, 2);
         const std::uint64_t before = run.allocator.report().system_requests;

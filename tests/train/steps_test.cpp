@@ -23,10 +23,21 @@ std::vector<std::vector<double>> everything(TinyRun& run) {
   return all;
 }
 
+/// Every layout, with moments unsharded and sharded.
+std::vector<std::pair<std::pair<int, int>, std::int64_t>> settings() {
+  std::vector<std::pair<std::pair<int, int>, std::int64_t>> all;
+  for (const auto& layout : layouts()) {
+    for (const std::int64_t zero : {0, 1}) all.emplace_back(layout, zero);
+  }
+  return all;
+}
+
 TEST(BadStep, ChangesNothingButTheCounters) {
   const Lab lab;
-  for (const auto& layout : layouts()) {
-    TinyRun run(lab.config(DType::f32), lab, mesh_of(layout));
+  for (const auto& [layout, zero] : settings()) {
+    RunConfig config = lab.config(DType::f32);
+    config.parallel.zero = zero;
+    TinyRun run(config, lab, mesh_of(layout));
     train(run.trainer, 3);
     // One number of one shard is spoilt, on every replica of it; all ranks must see it.
     float* spoilt = nullptr;
@@ -53,8 +64,9 @@ TEST(BadStep, ChangesNothingButTheCounters) {
 
 TEST(BadStep, OneBadGradientOfOneRankSpoilsTheNormOfAll) {
   const Lab lab;
-  for (const auto& layout : layouts()) {
-    const RunConfig config = lab.config(DType::f32);
+  for (const auto& [layout, zero] : settings()) {
+    RunConfig config = lab.config(DType::f32);
+    config.parallel.zero = zero;
     TinyRun run(config, lab, mesh_of(layout));
     run.trainer.step();
     const auto norm = [&] { return run.trainer.optimizer().gradient_norm(run.stream, config.train, 0, run.mesh); };
