@@ -1,8 +1,10 @@
 // Perplexity of a checkpoint on a split of a token dataset.
+#include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/reader.h"
+#include "core/log.h"
 #include "core/version.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
@@ -68,8 +70,12 @@ int main(int argc, char** argv) {
     TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
                       ShardPlan::even(config.model, mesh.tp));
     load_parameters(reader, model);
+    const auto start = std::chrono::steady_clock::now();
     const EvalResult result = evaluate(model, dataset.split(split), options, mesh, allocator, stream);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (world.rank() != 0) return ExitCode::done;
+    log::info("{} tokens scored in {:.2f} s, {:.1f} tokens/s", result.tokens, seconds,
+              static_cast<double>(result.tokens) / seconds);
 
     nlohmann::ordered_json json = {{"checkpoint", checkpoint},
                                    {"uuid", reader.info().uuid},

@@ -285,6 +285,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
                                 {"grad_norm", result.grad_norm},
                                 {"tokens_per_second", static_cast<double>(step_tokens) / seconds},
                                 {"step_seconds", seconds},
+                                {"data_wait_seconds", result.data_wait_seconds},
                                 {"communication_seconds", now.seconds - traffic.seconds},
                                 {"communication_exposed_seconds", now.exposed_seconds - traffic.exposed_seconds},
                                 {"communication_bytes", static_cast<std::int64_t>(now.bytes - traffic.bytes)},

@@ -22,6 +22,8 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       gradients_(config, model_, mesh, allocator, stream),
       optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
+      prefetcher_(sampler_),
+      sequences_(deal_sequences(config, mesh.dp)),
       schedule_(make_schedule(config.train, 0)) {
   model_.initialise(static_cast<std::uint64_t>(config.train.seed));
   state_.dataset_fingerprint = dataset.fingerprint();
@@ -38,6 +40,8 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       gradients_(config, model_, mesh, allocator, stream),
       optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
+      prefetcher_(sampler_),
+      sequences_(deal_sequences(config, mesh.dp)),
       state_(load_state(reader)),
       history_(reader.growth_history()),
       parent_uuid_(reader.info().uuid) {
@@ -70,15 +74,18 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
 }
 
 MicroBatch Trainer::next_batch(std::int64_t first, std::int64_t count) {
-  const std::int64_t seq = config_.seq();
-  MicroBatch batch{Tensor::empty(allocator_, Shape{count * seq}, DType::i32, Purpose::activations),
-                   Tensor::empty(allocator_, Shape{count * seq}, DType::i32, Purpose::activations)};
-  for (std::int64_t i = 0; i < count; ++i) {
-    sampler_.sample(static_cast<std::uint64_t>(state_.samples + first + i),
-                    batch.tokens.span<std::int32_t>().data() + i * seq,
-                    batch.targets.span<std::int32_t>().data() + i * seq);
-  }
-  return batch;
+  const std::int64_t begin = sequences_.begin(mesh_.dp_index), mine = sequences_.count(mesh_.dp_index);
+  // Behind it comes the next micro-batch of this step, or the first one of the next step.
+  const std::int64_t left = begin + mine - (first + count);
+  const std::int64_t next = left > 0 ? first + count : config_.train.batch + begin;
+  const auto range = [&](std::int64_t sequence, std::int64_t sequences) {
+    return SampleRange{static_cast<std::uint64_t>(state_.samples + sequence), sequences};
+  };
+  const SampleTokens& samples =
+      prefetcher_.take(range(first, count), range(next, std::min(micro_batch(config_, mine), left > 0 ? left : mine)));
+  const Shape shape{count * config_.seq()};
+  return {Tensor::of<std::int32_t>(allocator_, shape, samples.inputs, Purpose::activations),
+          Tensor::of<std::int32_t>(allocator_, shape, samples.targets, Purpose::activations)};
 }
 
 StepResult Trainer::step() {
@@ -87,6 +94,7 @@ StepResult Trainer::step() {
   StepResult result;
   result.loss =
       gradients_.run(state_.step, [this](std::int64_t first, std::int64_t count) { return next_batch(first, count); });
+  result.data_wait_seconds = prefetcher_.take_wait_seconds();
   result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_);
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/allocator.h"
+#include "data/prefetcher.h"
 #include "data/sampler.h"
 #include "data/token_dataset.h"
 #include "model/tokenformer.h"
@@ -25,6 +26,7 @@ struct StepResult {
   double loss = 0;       // mean negative log-likelihood over the global batch, nats a token
   double grad_norm = 0;  // before clipping
   double lr = 0;
+  double data_wait_seconds = 0;     // for samples that were not read ahead in time, on this rank
   Update update = Update::applied;  // skipped: the loss or the gradients were not finite
 };
 
@@ -70,6 +72,8 @@ class Trainer {
   GradientPass gradients_;
   AdamW optimizer_;
   Sampler sampler_;
+  Prefetcher prefetcher_;
+  ShardBorders sequences_;  // of the global batch, by dp rank
   RunState state_;
   Schedule schedule_;
   std::vector<GrowthRecord> history_;
