@@ -122,9 +122,12 @@ void LookupSync::finish(Stream& stream, std::int64_t first_row, TensorView dtabl
                               GradMode::accumulate, dtable, workspace.view());
 }
 
+std::int64_t LookupSync::bytes(std::int64_t rows, std::int64_t columns, DType dtype) {
+  return rows * (columns * static_cast<std::int64_t>(size_of(dtype)) + static_cast<std::int64_t>(size_of(DType::i32)));
+}
+
 bool LookupSync::pays(std::int64_t rows, std::int64_t table_rows, std::int64_t columns, DType dtype) {
-  const auto row_bytes = columns * static_cast<std::int64_t>(size_of(dtype));
-  return rows * (row_bytes + static_cast<std::int64_t>(size_of(DType::i32))) < 2 * table_rows * row_bytes;
+  return bytes(rows, columns, dtype) < 2 * table_rows * columns * static_cast<std::int64_t>(size_of(dtype));
 }
 
 double global_norm(Stream& stream, Communicator& tp, double sharded_squares, double replicated_squares) {

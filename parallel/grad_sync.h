@@ -83,6 +83,8 @@ class LookupSync {
   /// table of `table_rows` rows: all-gather moves (p-1)/p of the rows and their tokens, a ring all-reduce 2 (p-1)/p of
   /// the table.
   static bool pays(std::int64_t rows, std::int64_t table_rows, std::int64_t columns, DType dtype);
+  /// Bytes that are held for `rows` rows of all ranks together.
+  static std::int64_t bytes(std::int64_t rows, std::int64_t columns, DType dtype);
 
  private:
   Allocator& allocator_;

@@ -62,7 +62,8 @@ void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& 
   if (separate_lookup(config, place.dp, plan.vocab.count(place.tp_index))) {
     const std::int64_t rows =
         last_micro_batches(config, place.dp)[static_cast<std::size_t>(place.dp_index)] * config.seq();
-    to.add("looked-up rows", MeshAxis::dp, Collective::all_gather, 2, rows * (config.model.dim * e + 4));
+    to.add("looked-up rows", MeshAxis::dp, Collective::all_gather, 2,
+           LookupSync::bytes(rows, config.model.dim, config.train.dtype));
   }
   to.add("loss", MeshAxis::dp, Collective::all_reduce, 1, 8);
 }

@@ -32,11 +32,14 @@ std::vector<std::int64_t> last_micro_batches(const RunConfig& config, int dp) {
   return last;
 }
 
+std::int64_t lookup_rows(const RunConfig& config, int dp) {
+  const std::vector<std::int64_t> last = last_micro_batches(config, dp);
+  return std::accumulate(last.begin(), last.end(), std::int64_t{0}) * config.seq();
+}
+
 bool separate_lookup(const RunConfig& config, int dp, std::int64_t vocab) {
   if (dp == 1 || config.parallel.reduction == Reduction::blocking) return false;
-  const std::vector<std::int64_t> last = last_micro_batches(config, dp);
-  const std::int64_t rows = std::accumulate(last.begin(), last.end(), std::int64_t{0}) * config.seq();
-  return LookupSync::pays(rows, vocab, config.model.dim, config.train.dtype);
+  return LookupSync::pays(lookup_rows(config, dp), vocab, config.model.dim, config.train.dtype);
 }
 
 std::int64_t bucket_bytes(const RunConfig& config) {

@@ -18,9 +18,10 @@ namespace tforge {
 ShardBorders deal_sequences(const RunConfig& config, int dp);
 /// How many of the `mine` sequences of a rank it computes at once.
 std::int64_t micro_batch(const RunConfig& config, std::int64_t mine);
-/// Of all dp ranks together, the sequences of their last micro-batch, by rank: those whose backward pass the reduction
-/// overlaps.
+/// The sequences of the last micro-batch of each dp rank: those whose backward pass the reduction overlaps.
 std::vector<std::int64_t> last_micro_batches(const RunConfig& config, int dp);
+/// The rows of these micro-batches, of all dp ranks together.
+std::int64_t lookup_rows(const RunConfig& config, int dp);
 /// Whether the lookup's gradient is exchanged apart from the table's (LookupSync), given the `vocab` rows held here.
 bool separate_lookup(const RunConfig& config, int dp, std::int64_t vocab);
 

@@ -124,8 +124,12 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
       }
       moments = 2 * static_cast<double>(std::ranges::max(owned)) * size;
     }
-    const double activations = static_cast<double>(
+    double activations = static_cast<double>(
         activation_bytes(config.model, plan, r, config.train.dtype, config.train.saves, micro, config.seq()));
+    if (separate_lookup(config, mesh.dp, plan.vocab.count(r))) {
+      activations +=
+          static_cast<double>(LookupSync::bytes(lookup_rows(config, mesh.dp), config.model.dim, config.train.dtype));
+    }
     text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
                         mib(moments), mib(activations), mib(2 * weights + moments + activations));
   }
