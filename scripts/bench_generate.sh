@@ -33,7 +33,7 @@ for ((round = 1; round <= rounds; ++round)); do
     read -r name work <<<"$configuration"
     read -ra arguments <<<"$work --rounds 2"
     echo "round $round of $rounds: $name" >&2
-    say_result() { printf '%s %s %s %s\n' "$round" "$name" "$1" "$(tail -n 1)" >>"$results"; }
+    say_result() { printf '%s %s %s\n' "$name" "$1" "$(tail -n 1)" >>"$results"; }
     "$ours" "${arguments[@]}" --threads "${THREADS:-2}" | say_result ours
     for threads in ${PEER_THREADS:-1 2}; do
       export OMP_NUM_THREADS=$threads
@@ -50,7 +50,7 @@ done
 import json, statistics, sys
 runs = {}
 for line in open(sys.argv[1]):
-    round_, name, side, text = line.split(maxsplit=3)
+    name, side, text = line.split(maxsplit=2)
     run = json.loads(text)
     label = "TokenForge" if side == "ours" else f"{run['what'].split('+')[0]}, {run['threads']} threads"
     runs.setdefault(name, {}).setdefault(label, []).append(run)
@@ -60,8 +60,8 @@ for name, sides in runs.items():
     ours = sides["TokenForge"]
     print(f"{name}")
     for label, side in sides.items():
-        median = statistics.median(run["tokens_per_s"] for run in side)
-        print(f"  {label:26} {median:9.1f} tokens/s   {side[0].get('how', '')}")
+        wall, cpu = (statistics.median(run[key] for run in side) for key in ("tokens_per_s", "tokens_per_cpu_s"))
+        print(f"  {label:26} {wall:9.1f} tokens/s, {cpu:9.1f} a second of processor time   {side[0].get('how', '')}")
     peers = [side for label, side in sides.items() if label != "TokenForge"]
     ratios = [run["tokens_per_s"] / max(side[i]["tokens_per_s"] for side in peers) for i, run in enumerate(ours)]
     print(f"  ratio to the fastest peer  {statistics.median(ratios):9.2f} ({', '.join(f'{r:.2f}' for r in ratios)})")
