@@ -10,8 +10,8 @@
 #include "kernels/gemm.h"
 #include "storage/atomic_file.h"
 #include "train/evaluate.h"
-#include "train/run.h"
 #include "train/run_state.h"
+#include "train/threads.h"
 
 using namespace tforge;
 

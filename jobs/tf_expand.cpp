@@ -7,7 +7,7 @@
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "train/expand.h"
-#include "train/run.h"
+#include "train/threads.h"
 
 using namespace tforge;
 

@@ -7,8 +7,8 @@
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "model/generator.h"
-#include "train/run.h"
 #include "train/run_state.h"
+#include "train/threads.h"
 
 using namespace tforge;
 

@@ -8,8 +8,8 @@
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "train/compare.h"
-#include "train/run.h"
 #include "train/run_state.h"
+#include "train/threads.h"
 
 using namespace tforge;
 

@@ -3,6 +3,7 @@
 
 #include "core/log.h"
 #include "jobs/job.h"
+#include "train/plan.h"
 #include "train/run.h"
 
 using namespace tforge;

@@ -24,12 +24,4 @@ struct RunRequest {
 /// Throws ConfigError, DataError, ResourceError, CheckpointError, DivergedError.
 ExitCode run_training(Communicator& world, const RunRequest& request);
 
-/// What the run would be, as text: resolved configuration, parameters, memory by purpose per rank, FLOPs per token,
-/// communication of a step, tokens per step. Reads the dataset's head and a checkpoint's configuration; writes nothing.
-std::string plan_text(Communicator& world, const RunRequest& request);
-
-/// OpenMP threads for this rank: run.threads, or the cores this process may use divided by the ranks on its node
-/// (at least 1). Collective.
-int threads_per_rank(Communicator& world, std::int64_t configured);
-
 }  // namespace tforge

@@ -1,0 +1,74 @@
+#include "train/plan.h"
+
+#include <algorithm>
+
+#include "kernels/gemm.h"
+#include "model/activation_memory.h"
+#include "train/communication_model.h"
+#include "train/start.h"
+#include "train/threads.h"
+
+namespace tforge {
+
+namespace {
+
+std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Mesh& mesh) {
+  std::string text =
+      "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch)\n";
+  const auto mib = [](double bytes) { return bytes / (1 << 20); };
+  const double size = static_cast<double>(size_of(config.train.dtype));
+  const std::int64_t micro = micro_batch(config, deal_sequences(config, mesh.dp).count(0));
+  for (int r = 0; r < mesh.tp; ++r) {
+    std::int64_t held = plan.vocab.count(r) * config.model.dim + 2 * config.model.dim;
+    for (const ShardBorders& borders : plan.tokens)
+      held += config.model.layers * borders.count(r) * 2 * config.model.dim;
+    const double weights = static_cast<double>(held) * size;
+    // With ZeRO-1 those of the rank of dp that owns most.
+    double moments = 2 * weights;
+    if (config.parallel.zero == 1) {
+      std::vector<std::int64_t> owned(static_cast<std::size_t>(mesh.dp), 0);
+      const FlatLayout layout = flat_layout(TokenFormer::specs(config.model, plan), r);
+      for (const Bucket& bucket : layout.buckets(config.train.dtype, bucket_bytes(config), mesh.dp)) {
+        for (int dp = 0; dp < mesh.dp; ++dp) owned[static_cast<std::size_t>(dp)] += bucket.elements(dp);
+      }
+      moments = 2 * static_cast<double>(std::ranges::max(owned)) * size;
+    }
+    double activations = static_cast<double>(
+        activation_bytes(config.model, plan, r, config.train.dtype, config.train.saves, micro, config.seq()));
+    if (separate_lookup(config, mesh.dp, plan.vocab.count(r))) {
+      activations +=
+          static_cast<double>(LookupSync::bytes(lookup_rows(config, mesh.dp), config.model.dim, config.train.dtype));
+    }
+    text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
+                        mib(moments), mib(activations), mib(2 * weights + moments + activations));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string plan_text(Communicator& world, const RunRequest& request) {
+  // The kernels' workspace depends on the threads.
+  kernels::start_cpu_runtime(threads_per_rank(world, request.asked.config.run.threads));
+  const TokenDataset dataset(request.asked.config.data.path);
+  const Start start = prepare_start(world, request, dataset);
+  const RunConfig& config = start.config;
+  const Mesh mesh = Mesh::create(world, static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
+  const ShardPlan plan = plan_shards(config, mesh.tp, start.reader ? &*start.reader : nullptr);
+  std::string text = to_toml(config);
+  text += fmt::format("\nparameters         {}\n", config.model.parameters());
+  text += fmt::format("ranks              dp {} x tp {}\n", mesh.dp, mesh.tp);
+  text += fmt::format("tokens per step    {}\n", config.train.batch * config.seq());
+  text +=
+      fmt::format("FLOPs per token    {:.4g} forward, {:.4g} training\n",
+                  config.model.forward_flops_per_token(config.seq()), config.model.train_flops_per_token(config.seq()));
+  text += fmt::format("FLOPs per step     {:.4g}\n", config.model.train_flops_per_token(config.seq()) *
+                                                         static_cast<double>(config.train.batch * config.seq()));
+  const std::vector<Bucket> buckets =
+      flat_layout(TokenFormer::specs(config.model, plan), 0).buckets(config.train.dtype, bucket_bytes(config), mesh.dp);
+  text += "communication of a step, what rank 0 hands over\n";
+  text += communication_text(step_exchanges(config, plan, buckets, {.dp = mesh.dp, .tp = mesh.tp}));
+  return text + memory_text(config, plan, mesh);
+}
+
+}  // namespace tforge

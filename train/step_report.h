@@ -1,0 +1,32 @@
+#pragma once
+// What the ranks tell each other at the end of a step. All hear all of it, so all decide alike.
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace tforge {
+
+/// What one rank knows.
+struct RankReport {
+  double run_seconds = 0;  // since the run began. The clock of rank 0 counts
+};
+
+class StepReport {
+ public:
+  explicit StepReport(Communicator& world);
+
+  /// Everyone's report in rank order, until the next call. One small collective that asks for no memory.
+  std::span<const RankReport> exchange(const RankReport& mine);
+
+ private:
+  static_assert(std::is_trivially_copyable_v<RankReport>, "it travels as it lies in memory");
+
+  Communicator& world_;
+  Stream stream_;
+  std::vector<RankReport> all_;
+  std::vector<std::int64_t> counts_;
+};
+
+}  // namespace tforge
