@@ -81,7 +81,7 @@ struct ParallelConfig {
   std::int64_t dp = 0;  // 0: derived from the number of ranks
   std::int64_t tp = 1;  // 0: derived from the number of ranks
   TokenShards token_shards = TokenShards::even;
-  Reduction reduction = Reduction::blocking;
+  Reduction reduction = Reduction::nonblocking;
   double bucket_mb = 4;
   std::int64_t zero = 0;  // 1: ZeRO-1
   double timeout_s = 600;

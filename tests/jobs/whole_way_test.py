@@ -185,7 +185,7 @@ class Words(JobTest):
         for part in ["vocab = 400", "lr = 0.003", 'dir = "deep/er"', f"parameters         {parameters}\n",
                      "ranks              dp 2 x tp 1\n", "tokens per step    256\n",
                      f"FLOPs per token    {forward:.4g} forward, {3 * forward:.4g} training\n",
-                     f"1 calls {4 * parameters:>16} bytes\n", "memory per rank"]:
+                     f"2 calls {4 * parameters:>16} bytes, while backward runs\n", "memory per rank"]:
             self.assertIn(part, ended.out, ended)
 
     def test_planned_memory_is_what_the_run_takes(self):
