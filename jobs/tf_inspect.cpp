@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "checkpoint/folder.h"
 #include "checkpoint/reader.h"
@@ -98,6 +99,44 @@ void print_checkpoint(const CheckpointReader& reader) {
   }
 }
 
+/// The same for programs, without the tensors.
+void print_json(const CheckpointReader& reader) {
+  using nlohmann::ordered_json;
+  const CheckpointInfo& info = reader.info();
+  ordered_json state = ordered_json::object(), history = ordered_json::array();
+  for (const auto& [name, value] : reader.state()) {
+    std::visit([&, &key = name](const auto& v) { state[key] = v; }, value);
+  }
+  for (const GrowthRecord& r : reader.growth_history()) {
+    history.push_back({{"stage", r.stage},
+                       {"step", r.step},
+                       {"tokens", r.tokens},
+                       {"layer_group", r.layer_group},
+                       {"tokens_before", r.tokens_before},
+                       {"tokens_after", r.tokens_after},
+                       {"rule", r.rule},
+                       {"seed", r.seed},
+                       {"probe_error", r.probe_error},
+                       {"parent_uuid", r.parent_uuid},
+                       {"created", r.created}});
+  }
+  const RunConfig config = parse_config(reader.config(), reader.path()).config;
+  const ordered_json json = {{"file", reader.path()},
+                             {"bytes", info.file_bytes},
+                             {"format", info.format},
+                             {"uuid", info.uuid},
+                             {"parent_uuid", info.parent_uuid},
+                             {"created", info.created},
+                             {"code_version", info.code_version},
+                             {"model_kind", info.model_kind},
+                             {"step", info.step},
+                             {"retention", info.retention == Retention::stage_end ? "stage_end" : "rolling"},
+                             {"parameters", config.model.parameters()},
+                             {"state", state},
+                             {"growth_history", history}};
+  std::puts(json.dump(2).c_str());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -106,7 +145,7 @@ int main(int argc, char** argv) {
   std::optional<double> tolerance;
   std::string dtype = "f64";
   std::int64_t tp = 0, threads = 0;
-  bool config = false;
+  bool config = false, json = false;
   const JobInfo info{
       .name = "tf_inspect",
       .description =
@@ -116,6 +155,7 @@ int main(int argc, char** argv) {
           "that is over the tolerance.",
       .options = {{"checkpoint", "FILE", &path, "checkpoint, or a folder of checkpoints, each of which is verified"},
                   {"config", "", &config, "prints the stored configuration alone"},
+                  {"json", "", &json, "prints identity, state and growth history as JSON"},
                   {"compare", "FILE", &compare, "published file (HDF5: weights, hidden, logits, loss, grads)"},
                   {"tolerance", "X", &tolerance, "bound of --compare; default 1e-6 in f64, 2e-5 in f32"},
                   {"dtype", "TYPE", &dtype, "f64 or f32, for --compare"},
@@ -158,6 +198,7 @@ int main(int argc, char** argv) {
     const CheckpointReader reader = CheckpointReader::open(world, path);
     if (world.rank() != 0) return ExitCode::done;
     if (config) std::fputs(reader.config().c_str(), stdout);
+    else if (json) print_json(reader);
     else print_checkpoint(reader);
     return ExitCode::done;
   });
