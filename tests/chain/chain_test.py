@@ -365,7 +365,7 @@ class Cluster(ChainTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.cluster = slurm_cluster.SlurmCluster(cls.path("cluster"), nodes=3, cpus=2)
+        cls.cluster = slurm_cluster.SlurmCluster(cls.path("cluster"), nodes=3, cpus=2, gpus=2)
         cls.addClassCleanup(cls.cluster.stop)
         cls.cluster.start()
         cls.finish(cls.stages("local", cls.plan("whole")))
@@ -414,6 +414,46 @@ class Cluster(ChainTest):
         self.assertEqual(list(jobs), STEPS)
         self.wait_for_empty_queue()
         self.assert_same_end("whole", "broken")
+
+    def test_the_job_that_requeues_itself(self):
+        """train.sbatch, with a stand-in for tf_train that only waits for signals."""
+        self.write("tf_train", "#!/bin/bash\n"
+                   "trap 'echo got USR1; exit 10' USR1\ntrap 'exit 10' TERM\n"
+                   'echo "begun ${SLURM_RESTART_COUNT:-0}, GPU $CUDA_VISIBLE_DEVICES, end $SLURM_JOB_END_TIME"\n'
+                   'if [[ $3 == end ]]; then exit "$4"; fi\nwhile true; do sleep 0.05; done\n')
+        os.chmod(self.path("tf_train"), 0o755)
+        path = {"PATH": self.folder + ":" + self.cluster.environment["PATH"], "TFORGE_MAX_REQUEUES": "2"}
+
+        def job(name, *arguments, options=("--time=60",)):
+            return self.cluster.run("sbatch", "--parsable", "-N1", "-n2", f"--output={self.path(name)}", *options,
+                                    os.path.join(os.environ["TFORGE_SLURM_DIR"], "train.sbatch"), "x", *arguments, env=path).stdout.strip()
+
+        def begun(name, restarts):
+            def both():
+                return os.path.exists(self.path(name)) and self.read(name).decode().count(f"begun {restarts}, ") == 2
+            self.cluster.wait_for(both, f"start {restarts} of {name}")
+
+        def ended(number, state):
+            self.cluster.wait_for(lambda: self.cluster.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), "end")
+            self.assertEqual(self.cluster.job(number)["JobState"], state)
+
+        signalled, stopped = job("signalled"), job("stopped")
+        diverged = job("diverged", "end", 11, options=("--gpus-per-node=2",))
+        begun("stopped", 0)
+        self.cluster.run("scancel", stopped)
+        begun("signalled", 0)
+        self.cluster.run("scancel", "--signal=USR1", signalled)  # to the ranks
+        ended(stopped, "CANCELLED")
+        ended(diverged, "FAILED")
+        self.assertRegex(self.read("diverged").decode(), r"(?s)GPU 0.*GPU 1|GPU 1.*GPU 0")
+        self.assertRegex(self.read("stopped").decode(), r"begun 0, GPU , end \d+\n")
+        begun("signalled", 1)
+        self.cluster.run("scancel", "--batch", "--signal=USR1", signalled)  # to the script
+        begun("signalled", 2)
+        self.cluster.run("scancel", "--signal=USR1", signalled)
+        ended(signalled, "FAILED")
+        self.assertEqual(self.read("signalled").decode().count("got USR1"), 6)
+        self.assertIn("train.sbatch: ended with 10; 2 restarts are all that TFORGE_MAX_REQUEUES allows", self.read("signalled").decode())
 
     def test_what_slurm_refuses_is_refused_before_anything_is_submitted(self):
         self.bad(3, "sbatch: ", "submit", self.plan("refused", ("ranks = 3", "ranks = 3\nnodes = 3\noptions = [\"--partition=none\"]")))
