@@ -239,9 +239,13 @@ int run_job(int argc, char** argv, const JobInfo& info, const std::function<Exit
 
 int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode(Communicator&)>& body) {
   std::int64_t expect_ranks = 0;
+  std::optional<std::string> heartbeat;
   JobInfo with_shared = info;
   with_shared.options.push_back(
       {"expect-ranks", "N", &expect_ranks, "fails unless the job has N ranks; 0 only asks the launcher"});
+  with_shared.options.push_back(
+      {"heartbeat", "HOW", &heartbeat,
+       "how ranks tell rank 0 what they do, so that a hang is named: udp, udp:INTERFACE, local"});
 
   // A wrong command line or configuration is found before MPI starts, and reported after: then the ranks can agree,
   // one reports it, and all end in the ordinary way.
@@ -250,6 +254,12 @@ int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<
   try {
     if (!parse_command_line(argc, argv, with_shared)) return static_cast<int>(ExitCode::done);
     if (info.world_options) options = info.world_options();
+    if (heartbeat) {
+      if (!is_heartbeat_channel(*heartbeat)) {
+        throw UsageError("--heartbeat {}: want udp, udp:INTERFACE or local", *heartbeat);
+      }
+      options.heartbeat = *heartbeat;
+    }
     if (expect_ranks != 0) options.expect_ranks = static_cast<int>(expect_ranks);
   } catch (...) {
     early = current_failure();

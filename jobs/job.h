@@ -61,7 +61,8 @@ bool parse_command_line(int argc, const char* const* argv, const JobInfo& info);
 int run_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode()>& body);
 
 /// The same over MPI: creates the world (parallel/communicator.h), sets the log's rank, runs `body` on every rank, and
-/// shuts MPI down. Every such job has the option `--expect-ranks N`. --help and --version need no MPI.
+/// shuts MPI down. Every such job has the options `--expect-ranks N` and
+/// `--heartbeat HOW`. --help and --version need no MPI.
 /// What the command line or `world_options` throws is agreed on by all ranks, reported once, and ends the job in the
 /// ordinary way. An exception of `body` aborts the whole job with its code: rank 0 reports at once; another rank first
 /// gives rank 0 a moment to report what both found, then reports with its rank. `body` must return the same code on

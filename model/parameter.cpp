@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/errors.h"
+#include "parallel/communicator.h"
 
 namespace tforge {
 
@@ -86,6 +87,7 @@ void ParameterSet::gradient_ready(int parameter_id) {
     p.gradient.fill_zero();
     p.zeroed = true;
   }
+  set_place(p.path());
   if (hook_ != nullptr) hook_->gradient_ready(parameter_id);
 }
 

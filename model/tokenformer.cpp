@@ -148,8 +148,16 @@ Var TokenFormer::embed(Tape& tape, const Tensor& tokens, LookupSync* lookup) {
   return lookup == nullptr ? h : lookup->leaf(h.value(), tokens);
 }
 
+/// Tells the heartbeats which layer is computed, by the first parameter of `group` (see specs()).
+void TokenFormer::enter(std::int64_t layer, TokenGroup group) const {
+  constexpr std::size_t kGroups = std::size(kTokenGroups);
+  const std::size_t before = 1 + 2 * (static_cast<std::size_t>(layer) * kGroups + static_cast<std::size_t>(group));
+  set_place(parameters_->all()[before].path());
+}
+
 /// [q | k | v] of this rank's heads, before rotation.
 Var TokenFormer::attention_input(Tape& tape, const Var& h, std::int64_t layer) {
+  enter(layer, TokenGroup::query);
   const Var u = copy_to(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps), tp_);
   const std::array<PattentionTokens, 3> qkv = {tokens_of(layer, TokenGroup::query), tokens_of(layer, TokenGroup::key),
                                                tokens_of(layer, TokenGroup::value)};
@@ -160,6 +168,7 @@ Var TokenFormer::attention_input(Tape& tape, const Var& h, std::int64_t layer) {
 
 /// One Pattention from the whole width to the whole width; x's gradient is partial.
 Var TokenFormer::project(Tape& tape, const Var& x, std::int64_t layer, TokenGroup group) {
+  enter(layer, group);
   const std::array<PattentionTokens, 1> tokens = {tokens_of(layer, group)};
   const std::array<double, 1> scales = {tokens[0].scale};
   return row_normalize(tape, reduce_from(tape, pattention(tape, x, tokens, config_.norm, *reducer_), tp_), scales,

@@ -111,6 +111,7 @@ class TokenFormer {
   PattentionTokens tokens_of(std::int64_t layer, TokenGroup group) const;
   /// One layer of hidden(): h [T, d] of sequences of `seq` tokens.
   Var block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq);
+  void enter(std::int64_t layer, TokenGroup group) const;
   Var attention_input(Tape& tape, const Var& h, std::int64_t layer);
   Var project(Tape& tape, const Var& x, std::int64_t layer, TokenGroup group);
   Var embed(Tape& tape, const Tensor& tokens, LookupSync* lookup = nullptr);

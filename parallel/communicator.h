@@ -1,14 +1,15 @@
 #pragma once
 // Communication between the ranks of a job: a few verbs over typed views, counted in elements.
 //
-// MPI is called from the thread that created the world, and from no other. Every collective is under the watchdog of
-// the world (parallel/watchdog.h): one that does not finish in time ends the process with exit code 12 and a line that
-// names rank, collective and phase.
+// MPI is called from the thread that created the world, and from no other. Every collective is watched
+// (parallel/heartbeat.h): one that does not finish in time ends the job with exit code 12 and a line that names the
+// rank that is missing or stuck, its host and process, and what it was doing.
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/device.h"
@@ -78,22 +79,28 @@ class Communicator {
 };
 
 struct WorldOptions {
-  double timeout_seconds = 600;  // for one collective; 0 waits for ever
-  int expect_ranks = 0;          // 0: no expectation beyond what the launcher says
+  double timeout_seconds = 600;   // for one collective; 0 waits for ever
+  std::string heartbeat = "udp";  // "udp", "udp:INTERFACE" or "local" (parallel/heartbeat.h)
+  int expect_ranks = 0;           // 0: no expectation beyond what the launcher says
   // Elements of one MPI call, whose counts are int: larger tensors go in pieces. Tests lower it.
   std::int64_t max_count = std::numeric_limits<std::int32_t>::max();
 };
 
+/// Whether WorldOptions::heartbeat may be this.
+bool is_heartbeat_channel(std::string_view channel);
+
 /// Starts MPI and returns all ranks of the job. Throws ResourceError when the number of MPI ranks differs from what the
 /// launcher says it started (SLURM_NTASKS under srun, OMPI_COMM_WORLD_SIZE under mpirun) or from
-/// `expect_ranks`: otherwise N independent models would be trained. The text says how to launch.
+/// `expect_ranks`: otherwise N independent models would be trained. The text says how to launch. Throws ResourceError
+/// when the ranks cannot hear each other's heartbeats.
 std::unique_ptr<Communicator> create_world(const WorldOptions& options);
 
 /// A communicator of one rank that needs no MPI.
 std::unique_ptr<Communicator> create_self();
 
-/// Names what the rank is doing ("step 12 forward") in the watchdog's line. Cheap; a string literal or a string that
-/// outlives the phase.
+/// Says in the heartbeats what the rank is doing ("forward", step 12). Cheap; a string literal.
 void set_phase(const char* phase, std::int64_t step = -1);
+/// And where in the model, until the next set_phase: the path of a parameter. Cheap; its first 39 characters are kept.
+void set_place(std::string_view place);
 
 }  // namespace tforge

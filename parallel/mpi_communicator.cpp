@@ -18,7 +18,7 @@
 #include "core/errors.h"
 #include "parallel/checks.h"
 #include "parallel/communicator.h"
-#include "parallel/watchdog.h"
+#include "parallel/heartbeat.h"
 
 namespace tforge {
 namespace {
@@ -46,10 +46,9 @@ const void* at(const void* data, std::int64_t element, DType dtype) {
 /// What the communicators of one process share. Their handles are freed by shutdown, not by their owners: freeing is
 /// collective, and a destructor must not wait for another rank.
 struct Job {
-  Job(int rank, int ranks, const WorldOptions& options)
-      : watchdog(rank, ranks, options.timeout_seconds), max_count(options.max_count) {}
-  Watchdog watchdog;
-  std::int64_t max_count;
+  Job(int rank, int ranks) : heartbeat(rank, ranks) {}
+  Heartbeat heartbeat;
+  std::int64_t max_count = WorldOptions().max_count;
   std::vector<MPI_Comm> split_off;  // in the order of their creation
   bool finished = false;
 };
@@ -197,9 +196,9 @@ class MpiCommunicator final : public Communicator {
   void finish() override {
     if (started_.empty()) return;
     const Clock::time_point before = Clock::now();
-    job_->watchdog.begin("finish", started_bytes_);
+    job_->heartbeat.begin("finish", started_bytes_);
     const int result = MPI_Waitall(static_cast<int>(started_.size()), started_.data(), MPI_STATUSES_IGNORE);
-    job_->watchdog.end();
+    job_->heartbeat.end();
     check("finish", result);
     if (under_way_) none_under_way();
     started_.clear();
@@ -243,7 +242,7 @@ class MpiCommunicator final : public Communicator {
   Traffic traffic() const override { return traffic_; }
 
  private:
-  /// One collective under the watchdog, with its bytes and seconds.
+  /// One collective that is watched, with its bytes and seconds.
   class Call {
    public:
     Call(MpiCommunicator& owner, const char* verb, std::uint64_t bytes)
@@ -251,10 +250,10 @@ class MpiCommunicator final : public Communicator {
       if (!owner_.started_.empty()) throw InternalError("{} before finish() of what was started", verb);
       ++owner_.traffic_.calls;
       owner_.traffic_.bytes += bytes;
-      owner_.job_->watchdog.begin(verb, bytes);
+      owner_.job_->heartbeat.begin(verb, bytes);
     }
     ~Call() {
-      owner_.job_->watchdog.end();
+      owner_.job_->heartbeat.end();
       const double seconds = seconds_since(begun_);
       owner_.traffic_.seconds += seconds;
       owner_.traffic_.exposed_seconds += seconds;
@@ -363,7 +362,7 @@ std::unique_ptr<Communicator> create_world(const WorldOptions& options) {
   if (!under_launcher) ::setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
 
   int provided = 0;
-  // FUNNELED: OpenMP's threads and the watchdog's compute, this one communicates.
+  // FUNNELED: OpenMP's threads compute, the heartbeats' thread watches, this one communicates.
   if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS ||
       provided < MPI_THREAD_FUNNELED) {
     throw CommunicationError("MPI did not start with thread support FUNNELED");
@@ -389,7 +388,17 @@ std::unique_ptr<Communicator> create_world(const WorldOptions& options) {
         "`srun --mpi=pmix -n {} PROGRAM`",
         options.expect_ranks, ranks, options.expect_ranks, options.expect_ranks);
   }
-  return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, std::make_shared<Job>(rank, ranks, options));
+  const auto job = std::make_shared<Job>(rank, ranks);
+  auto world = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, job);
+  try {
+    job->heartbeat.start(options.timeout_seconds, options.heartbeat,
+                         [&](const std::string& text) { return world->all_gather_bytes(text); });
+  } catch (...) {
+    world->shutdown();  // all ranks fail alike
+    throw;
+  }
+  job->max_count = options.max_count;
+  return world;
 }
 
 }  // namespace tforge

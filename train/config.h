@@ -45,7 +45,7 @@ struct TrainConfig {
   std::int64_t micro_batch = 0;  // 0: all sequences of the rank at once
   std::int64_t steps = 1000;
   std::int64_t max_tokens = 0;  // 0: no limit
-  double max_time = 0;          // seconds; 0: no limit
+  double max_time = 0;          // seconds of this process; 0: no limit
   double lr = 6e-4;
   ScheduleKind schedule = ScheduleKind::cosine;
   std::int64_t warmup_steps = 10;
@@ -75,6 +75,8 @@ struct RunSettings {
   std::string resume = "auto";    // "auto", "never" or the path of a checkpoint
   std::int64_t expect_ranks = 0;  // 0: only what the launcher says
   Device device = Device::cpu;
+  double grace_s = 30;            // seconds from SIGTERM to SIGKILL
+  std::int64_t max_restarts = 3;  // without a new step; 0: any number
 };
 
 struct ParallelConfig {
@@ -85,6 +87,7 @@ struct ParallelConfig {
   double bucket_mb = 4;
   std::int64_t zero = 0;  // 1: ZeRO-1
   double timeout_s = 600;
+  std::string heartbeat = "udp";  // WorldOptions::heartbeat
 };
 
 struct RunConfig {

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include "parallel/communicator.h"
+
 namespace tforge {
 
 namespace {
@@ -127,7 +129,7 @@ std::vector<Field> make_fields() {
   f.push_back(integer("train.max_tokens", MEMBER(train.max_tokens), at_least(0),
                       "ends the run after this many tokens, counted likewise; 0 sets no limit"));
   f.push_back(duration("train.max_time", MEMBER(train.max_time),
-                       "ends this process after so long, saved: seconds or \"1h30m\"; 0 sets no limit"));
+                       "ends this process, saved, before so long: seconds or \"1h30m\"; 0 sets no limit"));
   f.push_back(real("train.lr", MEMBER(train.lr), positive(), "peak learning rate"));
   f.push_back(choice("train.schedule", MEMBER(train.schedule), {"cosine", "wsd", "constant"},
                      "learning rate after the warm-up: cosine to the floor; flat, then linear to the floor; flat"));
@@ -184,6 +186,10 @@ std::vector<Field> make_fields() {
   f.push_back(integer("run.expect_ranks", MEMBER(run.expect_ranks), at_least(0),
                       "fails at once with another number of ranks; 0: only asks the launcher"));
   f.push_back(choice("run.device", MEMBER(run.device), {"cpu"}, "where the model computes"));
+  f.push_back(number_field("run.grace_s", FieldType::duration, MEMBER(run.grace_s), positive(),
+                           "time from SIGTERM to SIGKILL (SLURM: KillWait), in which the run stops"));
+  f.push_back(integer("run.max_restarts", MEMBER(run.max_restarts), at_least(0),
+                      "restarts that save no new step before the run ends with code 13; 0: any number"));
 
   f.push_back(
       integer("parallel.dp", MEMBER(parallel.dp), at_least(0), "ranks that share the batch; 0: ranks / parallel.tp"));
@@ -200,6 +206,9 @@ std::vector<Field> make_fields() {
                       "moments of AdamW: 0: on every rank that has the parameter; 1: each on one rank of dp (ZeRO-1)"));
   f.push_back(duration("parallel.timeout_s", MEMBER(parallel.timeout_s),
                        "longest time of one collective before the job ends with code 12; 0 waits for ever"));
+  f.push_back(text("parallel.heartbeat", MEMBER(parallel.heartbeat), Text::required,
+                   "how ranks tell rank 0 what they do, so that a hang is named: udp; udp:INTERFACE, over that network "
+                   "of rank 0's node; local: not at all"));
   return f;
 }
 
@@ -240,6 +249,10 @@ void validate(const RunConfig& config) {
   if (train.warmup_steps + train.decay_steps > train.steps) {
     throw ConfigError("train.decay_steps = {} and train.warmup_steps = {} are together more than train.steps = {}",
                       train.decay_steps, train.warmup_steps, train.steps);
+  }
+  if (!is_heartbeat_channel(config.parallel.heartbeat)) {
+    throw ConfigError("parallel.heartbeat = \"{}\": want \"udp\", \"udp:INTERFACE\" or \"local\"",
+                      config.parallel.heartbeat);
   }
   if (config.parallel.dp == 0 && config.parallel.tp == 0) {
     throw ConfigError("parallel.dp = 0 and parallel.tp = 0: one of them can be derived, so give the other");

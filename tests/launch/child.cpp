@@ -1,4 +1,7 @@
 // One rank of a job that does what its first argument says; see launch_test.cpp.
+#include <signal.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -68,8 +71,31 @@ void use_all_verbs(Communicator& world) {
   }
 }
 
+/// A process of its own, started by rank 0, that stops the ranks `which` after 0.3 s and, if asked, wakes them 2.5 s
+/// later.
+void stop_ranks(Communicator& world, const std::vector<std::size_t>& which, bool wake) {
+  const std::vector<std::string> pids = world.all_gather_bytes(std::to_string(::getpid()));
+  if (world.rank() != 0) return;
+  const pid_t child = ::fork();
+  if (child != 0) return;
+  const auto send = [&](int signal) {
+    for (const std::size_t r : which) ::kill(static_cast<pid_t>(std::atoi(pids[r].c_str())), signal);
+  };
+  ::usleep(300'000);
+  send(SIGSTOP);
+  if (wake) {
+    ::usleep(2'500'000);
+    send(SIGCONT);
+  }
+  ::_exit(0);
+}
+
 void run(const std::string& what, Communicator& world) {
-  if (what == "sleep" && world.rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(30));
+  if (what == "suspend") stop_ranks(world, {0, 1}, true);
+  if (what == "stop0") stop_ranks(world, {0}, false);
+  if (what == "stop1") stop_ranks(world, {1}, false);
+  if ((what == "sleep" || what == "sleep_local") && world.rank() == 1)
+    std::this_thread::sleep_for(std::chrono::seconds(30));
   if (what == "throw" && world.rank() == 1) throw DataError("tokens.h5 is truncated");
   if (what == "verbs") use_all_verbs(world);
   set_phase("forward", 7);
@@ -82,13 +108,21 @@ void run(const std::string& what, Communicator& world) {
     world.finish();
     return;
   }
+  if (what == "suspend" || what.starts_with("stop")) {
+    // Three seconds of collectives, which outlast what happens to the ranks.
+    for (int i = 0; i < 150; ++i) {
+      world.all_reduce(stream, x.view(), ReduceOp::sum);
+      ::usleep(20'000);
+    }
+  }
   world.all_reduce(stream, x.view(), ReduceOp::sum);
 }
 
 int run_rank(const std::string& what, int expect_ranks) {
   WorldOptions options;
   options.expect_ranks = expect_ranks;
-  if (what == "sleep" || what == "sleep_started") options.timeout_seconds = 1;
+  if (what.starts_with("s")) options.timeout_seconds = 1;
+  if (what == "sleep_local") options.heartbeat = "local";
   if (what == "verbs") options.max_count = 5;
   auto world = create_world(options);
   try {

@@ -4,6 +4,8 @@
 
 #include <array>
 #include <cstdio>
+#include <regex>
+#include <sstream>
 #include <string>
 
 namespace {
@@ -28,6 +30,16 @@ Ended run_ranks(int ranks, const std::string& arguments) {
   return run(std::string(TFORGE_MPIRUN) + " " + std::to_string(ranks) + " " + TFORGE_CHILD + " " + arguments);
 }
 
+/// A line that is `pattern` as a whole.
+bool has_line(const Ended& ended, const std::string& pattern) {
+  std::istringstream lines(ended.text);
+  const std::regex expression(pattern);
+  for (std::string line; std::getline(lines, line);) {
+    if (std::regex_match(line, expression)) return true;
+  }
+  return false;
+}
+
 bool has(const Ended& ended, const std::string& words) { return ended.text.find(words) != std::string::npos; }
 
 TEST(Launch, RanksStartAndEnd) {
@@ -47,20 +59,46 @@ TEST(Launch, TensorsLargerThanOneCallGoInPieces) {
   EXPECT_EQ(ended.code, 0) << ended.text;
 }
 
-TEST(Launch, ACollectiveThatDoesNotFinishNamesItselfAndExits12) {
+TEST(Launch, ACollectiveThatDoesNotFinishNamesWhoIsLateAndExits12) {
   const Ended ended = run_ranks(2, "sleep");
   EXPECT_EQ(ended.code, 12) << ended.text;
-  EXPECT_TRUE(has(ended,
-                  "error: rank 0 of 2: all_reduce (collective 1, 64 bytes) did not finish within 1 s in phase "
-                  "\"forward\", step 7"))
+  EXPECT_TRUE(has_line(ended,
+                       "error: rank 1 \\(.*, pid [0-9]+\\) is stuck or slow: in no collective for .*, phase \"start\"; "
+                       "limit 1 s \\(parallel.timeout_s\\): rank 0 \\(.*\\) waits in all_reduce \\(collective [0-9]+, "
+                       "64 bytes\\) for .*, phase \"forward\", step 7"))
       << ended.text;
 }
 
 TEST(Launch, AStartedReductionThatDoesNotFinishExits12) {
   const Ended ended = run_ranks(2, "sleep_started");
   EXPECT_EQ(ended.code, 12) << ended.text;
-  EXPECT_TRUE(has(ended, "error: rank 0 of 2: finish (collective 1, 64 bytes) did not finish within 1 s"))
+  EXPECT_TRUE(has_line(
+      ended, "error: rank 1 .* is stuck or slow: .* rank 0 .* waits in finish \\(collective [0-9]+, 64 bytes\\).*"))
       << ended.text;
+}
+
+TEST(Launch, WithoutHeartbeatsOnlyWhoWaitsIsKnown) {
+  const Ended ended = run_ranks(2, "sleep_local");
+  EXPECT_EQ(ended.code, 12) << ended.text;
+  EXPECT_TRUE(
+      has_line(ended, "error: rank 0 \\(.*\\) of 2 waits in all_reduce .*another rank is dead, stuck or in another.*"))
+      << ended.text;
+}
+
+TEST(Launch, AStoppedRankIsNamedByTheOthers) {
+  for (const std::string rank : {"0", "1"}) {
+    const Ended ended = run_ranks(2, "stop" + rank);
+    EXPECT_EQ(ended.code, 12) << ended.text;
+    EXPECT_TRUE(has_line(
+        ended, "error: rank " + rank + " \\(.*, pid [0-9]+\\) is missing: no (heartbeat|answer to heartbeats) for .*"))
+        << ended.text;
+  }
+}
+
+TEST(Launch, AJobThatIsSuspendedAsAWholeGoesOn) {
+  const Ended ended = run_ranks(2, "suspend");
+  EXPECT_EQ(ended.code, 0) << ended.text;
+  EXPECT_FALSE(has(ended, "error")) << ended.text;
 }
 
 TEST(Launch, OneRankThatThrowsEndsAllWithItsMessageAndCode) {
