@@ -11,14 +11,15 @@ namespace tforge {
 
 enum class ExitCode : int {
   done = 0,
-  differs = 1,       // a comparison that was asked for is over its tolerance
   bad_input = 2,     // usage, configuration or input data
   no_resources = 3,  // disk, memory, ranks, devices
   damaged = 4,       // damaged checkpoint
-  requeue = 10,      // saved, requeue me
+  differs = 5,       // a comparison that was asked for is over its tolerance
+  requeue = 10,      // stopped before the end, saved: requeue me
   diverged = 11,     // the loss or the gradients stayed non-finite
   hang = 12,         // a collective did not finish in time
   crash_loop = 13,   // restarts without progress
+  interrupted = 14,  // left at once at a second signal
   internal = 70,     // a defect of TokenForge itself
 };
 

@@ -151,7 +151,7 @@ int main(int argc, char** argv) {
       .description =
           "Prints what a checkpoint holds: identity, configuration, tensors, growth history. Opening it checks every "
           "byte against its digests; a damaged one ends with exit code 4. With --compare it runs a published file of "
-          "tensors through the model instead and prints one line a tensor group, the worst last; exit code 1 when "
+          "tensors through the model instead and prints one line a tensor group, the worst last; exit code 5 when "
           "that is over the tolerance.",
       .options = {{"checkpoint", "FILE", &path, "checkpoint, or a folder of checkpoints, each of which is verified"},
                   {"config", "", &config, "prints the stored configuration alone"},

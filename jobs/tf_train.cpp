@@ -5,6 +5,7 @@
 #include "jobs/job.h"
 #include "train/plan.h"
 #include "train/run.h"
+#include "train/stop_request.h"
 
 using namespace tforge;
 
@@ -33,11 +34,14 @@ int main(int argc, char** argv) {
       .world_options =
           [&] {
             config = load_config(config_path, overrides);
+            catch_stop_signals(config->config.run.grace_s);
             return WorldOptions{.timeout_seconds = config->config.parallel.timeout_s,
+                                .heartbeat = config->config.parallel.heartbeat,
                                 .expect_ranks = static_cast<int>(config->config.run.expect_ranks)};
           },
   };
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
+    catch_stop_signals(config->config.run.grace_s);  // MPI may have taken them
     if (quiet) log::set_level(log::Level::warning);
     const RunRequest request{*config, init, new_dataset ? DatasetChange::accept : DatasetChange::refuse};
     if (dry_run) {

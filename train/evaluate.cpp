@@ -69,10 +69,15 @@ EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptio
        i += static_cast<std::size_t>(mesh.dp)) {
     mine.push_back(plan.windows[i]);
   }
+  // Between the batches that every rank has.
+  const std::size_t fewest = std::max<std::size_t>(plan.windows.size() / static_cast<std::size_t>(mesh.dp), 1);
+  const std::size_t polls = (fewest - 1) / static_cast<std::size_t>(options.batch);
   Tape tape(allocator, stream, TapeMode::inference);
   std::vector<std::int32_t> buffer(static_cast<std::size_t>(context) + 1);
   double sum = 0;
   for (std::size_t first = 0; first < mine.size(); first += static_cast<std::size_t>(options.batch)) {
+    const std::size_t number = first / static_cast<std::size_t>(options.batch);
+    if (options.poll && number >= 1 && number <= polls) options.poll();
     const std::size_t count = std::min(mine.size() - first, static_cast<std::size_t>(options.batch));
     const std::int64_t seq = mine[first].inputs;  // the longest
     const Shape shape{static_cast<std::int64_t>(count) * seq};

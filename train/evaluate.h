@@ -1,6 +1,7 @@
 #pragma once
 // Perplexity of a model on a split of a token dataset.
 #include <cstdint>
+#include <functional>
 
 #include "core/allocator.h"
 #include "data/token_dataset.h"
@@ -18,6 +19,8 @@ struct EvalOptions {
   std::int64_t stride = 0;      // 0: half of the context
   std::int64_t batch = 8;       // windows at a time on each rank; changes speed, not the result
   std::int64_t max_tokens = 0;  // stop after about this many scored tokens; 0: all
+  // Called between batches, equally often on every rank; what it throws on every rank alike ends the evaluation.
+  std::function<void()> poll = {};
 };
 
 struct EvalResult {

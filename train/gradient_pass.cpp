@@ -58,6 +58,19 @@ std::vector<Bucket> buckets_in_order(const RunConfig& config, const ParameterSet
 
 }  // namespace
 
+namespace {
+
+std::int64_t fewest_micro_batches(const RunConfig& config, const ShardBorders& sequences) {
+  std::int64_t fewest = sequences.count(0);
+  for (int r = 0; r < sequences.ranks(); ++r) {
+    const std::int64_t micro = micro_batch(config, sequences.count(r));
+    fewest = std::min(fewest, (sequences.count(r) + micro - 1) / micro);
+  }
+  return fewest;
+}
+
+}  // namespace
+
 GradientPass::GradientPass(const RunConfig& config, TokenFormer& model, Mesh& mesh, Allocator& allocator,
                            Stream& stream)
     : model_(model),
@@ -65,6 +78,7 @@ GradientPass::GradientPass(const RunConfig& config, TokenFormer& model, Mesh& me
       stream_(stream),
       sequences_(deal_sequences(config, mesh.dp)),
       micro_(micro_batch(config, sequences_.count(mesh.dp_index))),
+      polls_(fewest_micro_batches(config, sequences_) - 1),
       weight_(1.0 / static_cast<double>(config.train.batch * config.seq())),
       sync_(*mesh.dp_comm, model.parameters().gradients(),
             buckets_in_order(config, model.parameters(), mesh.dp,
@@ -81,12 +95,15 @@ GradientPass::GradientPass(const RunConfig& config, TokenFormer& model, Mesh& me
 }
 
 double GradientPass::run(std::int64_t step,
-                         const std::function<MicroBatch(std::int64_t first, std::int64_t count)>& batch) {
+                         const std::function<MicroBatch(std::int64_t first, std::int64_t count)>& batch,
+                         const PollPoint& poll) {
   const std::int64_t mine = sequences_.count(mesh_.dp_index);
   ParameterSet& parameters = model_.parameters();
   parameters.clear_gradients();
   double nll_sum = 0;
   for (std::int64_t done = 0; done < mine; done += micro_) {
+    const std::int64_t number = done / micro_;
+    if (poll && number >= 1 && number <= polls_) poll(static_cast<double>(mine - done) / static_cast<double>(mine));
     const std::int64_t count = std::min(micro_, mine - done);
     const bool last = done + count == mine;
     const MicroBatch input = batch(sequences_.begin(mesh_.dp_index) + done, count);

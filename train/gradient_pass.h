@@ -28,6 +28,11 @@ bool separate_lookup(const RunConfig& config, int dp, std::int64_t vocab);
 /// parallel.bucket_mb in bytes.
 std::int64_t bucket_bytes(const RunConfig& config);
 
+/// Called at points of a step or an evaluation that all ranks reach equally often, with the part (0 to 1) that this
+/// rank has still to do. What it throws, it throws on every rank alike, and what was under way is given up: no
+/// parameter, no moment and no counter has changed.
+using PollPoint = std::function<void(double left)>;
+
 /// Tokens and targets of a micro-batch, [sequences * seq] i32 each.
 struct MicroBatch {
   Tensor tokens, targets;
@@ -42,9 +47,10 @@ class GradientPass {
 
   /// The gradient of the mean loss over the global batch, in model.parameters(), with the same bits on every rank of
   /// dp; with parallel.zero = 1 only of the rows that this rank owns. Returns that loss. batch(first, count) gives
-  /// sequences first .. first + count of the global batch; they are this rank's. `step` is for the watchdog's line.
-  /// Collective over the mesh.
-  double run(std::int64_t step, const std::function<MicroBatch(std::int64_t first, std::int64_t count)>& batch);
+  /// sequences first .. first + count of the global batch; they are this rank's. `step` is for the heartbeats. `poll`
+  /// (may be empty) is called between micro-batches. Collective over the mesh.
+  double run(std::int64_t step, const std::function<MicroBatch(std::int64_t first, std::int64_t count)>& batch,
+             const PollPoint& poll = {});
 
   /// What data parallelism sends in one piece, with the parts that each rank of dp owns.
   const std::vector<Bucket>& buckets() const { return sync_.buckets(); }
@@ -60,7 +66,8 @@ class GradientPass {
   Stream& stream_;
   ShardBorders sequences_;  // of the global batch, by dp rank
   std::int64_t micro_;
-  double weight_;  // of one target in the mean
+  std::int64_t polls_;  // micro-batches that every rank of dp has, less one
+  double weight_;       // of one target in the mean
   GradSync sync_;
   std::optional<LookupSync> lookup_;
   Tape tape_;

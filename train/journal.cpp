@@ -1,19 +1,41 @@
 #include "train/journal.h"
 
 #include "core/log.h"
+#include "train/threads.h"
 
 namespace tforge {
 
-Journal::Files::Files(const RunConfig& config, std::int64_t first_step)
-    : metrics(config.run.dir + "/metrics.jsonl", first_step > 0 ? first_step : -1),
-      progress(stderr, style_for(stderr), first_step, config.train.steps, config.run.log_every) {}
+namespace {
 
-Journal::Journal(const Communicator& world, const Trainer& trainer) {
-  if (world.rank() == 0) files_.emplace(trainer.config(), trainer.state().step);
+/// What a rank has to compute in a step, by which ranks with the same share are told from others: sequences times
+/// parameters.
+double work_of(Trainer& trainer) {
+  return static_cast<double>(trainer.sequences()) *
+         static_cast<double>(trainer.model().parameters().values().elements());
 }
 
-void Journal::step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic) {
+}  // namespace
+
+Journal::Files::Files(const RunConfig& config, std::int64_t first_step, std::vector<double> work)
+    : metrics(config.run.dir + "/metrics.jsonl", first_step > 0 ? first_step : -1),
+      progress(stderr, style_for(stderr), first_step, config.train.steps, config.run.log_every),
+      stragglers(std::move(work)) {}
+
+Journal::Journal(Communicator& world, Trainer& trainer) : hosts_(world.all_gather_bytes(host_name())) {
+  std::vector<double> work;
+  for (const std::string& text : world.all_gather_bytes(fmt::format("{}", work_of(trainer)))) {
+    work.push_back(std::stod(text));
+  }
+  if (world.rank() == 0) files_.emplace(trainer.config(), trainer.state().step, std::move(work));
+}
+
+void Journal::step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic,
+                   std::span<const RankReport> reports) {
   if (!files_) return;
+  std::vector<double>& compute = files_->compute_seconds;
+  compute.clear();
+  for (const RankReport& report : reports) compute.push_back(report.compute_seconds);
+  const StepSpread spread = spread_of(compute);
   const RunState& state = trainer.state();
   const std::int64_t tokens = trainer.config().train.batch * trainer.config().seq();
   files_->metrics.write({{"step", state.step},
@@ -27,10 +49,21 @@ void Journal::step(Trainer& trainer, const StepResult& result, double seconds, c
                          {"communication_seconds", traffic.seconds},
                          {"communication_exposed_seconds", traffic.exposed_seconds},
                          {"communication_bytes", static_cast<std::int64_t>(traffic.bytes)},
+                         {"slowest_rank", std::int64_t{spread.slowest_rank}},
+                         {"slowest_compute_seconds", spread.slowest_seconds},
+                         {"median_compute_seconds", spread.median_seconds},
                          {"floored_rows", trainer.take_floored_rows()},
                          {"skipped_steps", state.skipped_steps},
                          {"stage", stage_of(trainer.history())}});
   files_->progress.update(state.step, tokens, result.loss);
+  if (const auto slow = files_->stragglers.add(compute)) {
+    clear();
+    log::warning(
+        "rank {} ({}) has computed more than {} times as long as ranks with the same share in {} steps in a row; "
+        "in step {}: {:.3g} s, the others {:.3g} s",
+        slow->rank, hosts_[static_cast<std::size_t>(slow->rank)], Stragglers::kFactor, Stragglers::kSteps, state.step,
+        slow->seconds, slow->peers_seconds);
+  }
   if (result.update == Update::skipped) {
     log::warning("step {}: loss {} and gradient norm {} are not both finite; the update was skipped", state.step,
                  result.loss, result.grad_norm);

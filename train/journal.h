@@ -3,31 +3,40 @@
 // belong to a step. On the other ranks a journal does nothing.
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "parallel/communicator.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+#include "train/step_report.h"
+#include "train/stragglers.h"
 #include "train/trainer.h"
 
 namespace tforge {
 
 class Journal {
  public:
-  /// Goes on after the updates that `trainer` has made already. Throws ResourceError.
-  Journal(const Communicator& world, const Trainer& trainer);
+  /// Goes on after the updates that `trainer` has made already. Throws ResourceError. Collective.
+  Journal(Communicator& world, Trainer& trainer);
 
-  /// The update that has just been made, in `seconds`, and what was sent in it.
-  void step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic);
+  /// The update that has just been made, in `seconds`, what was sent in it, and what each rank has reported of it.
+  void step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic,
+            std::span<const RankReport> reports);
   void evaluation(const Trainer& trainer, const EvalResult& result);
   /// To be called before a line is logged: progress may be drawn where it would go.
   void clear();
 
  private:
   struct Files {
-    Files(const RunConfig& config, std::int64_t first_step);
+    Files(const RunConfig& config, std::int64_t first_step, std::vector<double> work);
     MetricsWriter metrics;
     Progress progress;
+    Stragglers stragglers;
+    std::vector<double> compute_seconds;  // of the ranks, in this step
   };
+  std::vector<std::string> hosts_;  // of the ranks
   std::optional<Files> files_;
 };
 

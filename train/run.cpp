@@ -9,6 +9,7 @@
 #include "train/saver.h"
 #include "train/start.h"
 #include "train/step_report.h"
+#include "train/stop_polls.h"
 #include "train/threads.h"
 
 namespace tforge {
@@ -51,31 +52,52 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     return ExitCode::done;
   }
   Mesh mesh = Mesh::create(world, static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
+  // A layout that cannot be is no start of the run.
+  deal_sequences(config, mesh.dp);
+  plan_shards(config, mesh.tp, start.reader ? &*start.reader : nullptr);
+  std::optional<StartRecord> record;
+  if (world.rank() == 0) record = prepare_folder(start);
   Allocator allocator;
   Stream stream;
   const std::unique_ptr<Trainer> trainer = make_trainer(start, dataset, mesh, allocator, stream);
-  if (world.rank() == 0) prepare_folder(config.run.dir);
   Journal journal(world, *trainer);
   Saver saver(world, *trainer, journal);
   StepReport report(world);
+  const TimeLimit limit(begun, train.max_time);
+  StopPolls polls(world, limit);
   log::info("{}", version_text());
   log::info("{} parameters, {} ranks as dp {} x tp {}, {} threads a rank, {} tokens a step", config.model.parameters(),
             world.size(), mesh.dp, mesh.tp, threads, train.batch * config.seq());
 
   // As many windows at a time as sequences in training: evaluation takes no more memory.
   const EvalOptions eval_options{0, config.model.max_seq, micro_batch(config, deal_sequences(config, mesh.dp).count(0)),
-                                 train.eval_tokens};
+                                 train.eval_tokens, [&] { polls.in_evaluation(); }};
   const auto evaluate = [&] { journal.evaluation(*trainer, trainer->evaluate(Split::validation, eval_options)); };
   const RunState& state = trainer->state();
   const auto due = [&](std::int64_t every) { return every > 0 && state.step % every == 0; };
 
+  StopState asked;
+  StopDecision decision = StopDecision::go_on;
+  double step_seconds = 0, compute_seconds = 0;
+  const auto agree = [&] {
+    const auto reports = report.exchange({seconds_since(begun), limit.state(), step_seconds, compute_seconds});
+    polls.expect({slowest_step(reports), saver.estimated_seconds()});
+    asked = agreed_stop(reports);
+    decision = decide_after_step(asked, polls.costs());
+    return reports;
+  };
   std::int64_t bad_steps = 0;  // in a row
-  bool evaluated = false, out_of_time = false;
-  while (!finished(train, state) && !out_of_time) {
+  bool evaluated = false;
+  const auto turn = [&] {
     const Clock::time_point before = Clock::now();
     const Communicator::Traffic traffic = traffic_since({}, mesh);
-    const StepResult result = trainer->step();
-    journal.step(*trainer, result, seconds_since(before), traffic_since(traffic, mesh));
+    const double polled = world.traffic().exposed_seconds;
+    const StepResult result = trainer->step([&](double left) { polls.in_step(left); });
+    step_seconds = seconds_since(before);
+    const Communicator::Traffic sent = traffic_since(traffic, mesh);
+    compute_seconds = step_seconds - sent.exposed_seconds - (world.traffic().exposed_seconds - polled);
+    const auto reports = agree();
+    journal.step(*trainer, result, step_seconds, sent, reports);
     bad_steps = result.update == Update::skipped ? bad_steps + 1 : 0;
     if (bad_steps >= train.max_bad_steps) {
       throw DivergedError(
@@ -83,25 +105,38 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
           "is from before them: lower train.lr or train.clip and resume",
           bad_steps, state.step, config.run.dir);
     }
-    const RankReport first = report.exchange({.run_seconds = seconds_since(begun)})[0];
-    out_of_time = train.max_time > 0 && first.run_seconds >= train.max_time;
+    if (decision != StopDecision::go_on) return;
     evaluated = due(train.eval_every);
     if (evaluated) evaluate();
     // While updates are being skipped the last good checkpoint stays the last.
     if (bad_steps == 0 && due(config.run.save_every) && !finished(train, state)) saver.save(Retention::rolling);
+  };
+  try {
+    while (!finished(train, state) && decision == StopDecision::go_on) turn();
+  } catch (const GivenUp&) {
+    agree();
+    if (decision == StopDecision::go_on) decision = StopDecision::save_and_stop;
   }
   const bool at_end = finished(train, state);
-  if (bad_steps == 0) saver.save(at_end ? Retention::stage_end : Retention::rolling);
-  if (!evaluated && train.eval_every > 0) evaluate();
-  if (world.rank() == 0) {
-    journal.clear();
-    log::info("peak tensor memory, MiB: {}", peaks_text(allocator.report()));
+  if (bad_steps == 0 && decision != StopDecision::stop) saver.save(at_end ? Retention::stage_end : Retention::rolling);
+  if (at_end && decision == StopDecision::go_on && !evaluated && train.eval_every > 0) {
+    try {
+      evaluate();
+    } catch (const GivenUp&) {
+      log::info("the last evaluation was given up");
+    }
   }
-  if (out_of_time && !at_end) {
-    log::info("train.max_time is over at step {} of {}; run again to go on", state.step, train.steps);
-    return ExitCode::requeue;
+  journal.clear();
+  log::info("peak tensor memory, MiB: {}", peaks_text(allocator.report()));
+  if (at_end && decision != StopDecision::stop) {
+    if (record) record->remove();
+    return ExitCode::done;
   }
-  return ExitCode::done;
+  // Preemption is nobody's fault.
+  if (record && asked.level != StopLevel::none) record->forgive();
+  log::info("{}: stopped at step {} of {}{}; run again to go on", reason_of(asked, polls.costs()), state.step,
+            train.steps, decision == StopDecision::stop ? ", without a save, for which the time is too short" : "");
+  return ExitCode::requeue;
 }
 
 }  // namespace tforge

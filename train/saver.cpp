@@ -17,13 +17,13 @@ void Saver::save(Retention retention) {
   const auto before = std::chrono::steady_clock::now();
   const std::string path = run.dir + "/" + checkpoint_name(trainer_.state().step);
   const CheckpointInfo info = trainer_.save(world_, path, retention);
+  seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
   if (world_.rank() != 0) return;
   for (const std::string& gone : prune_checkpoints(run.dir, static_cast<int>(run.keep_last))) {
     log::debug("removed {}", gone);
   }
   journal_.clear();
-  log::info("saved {} ({:.1f} MB in {:.2f} s)", path, static_cast<double>(info.file_bytes) / 1e6,
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count());
+  log::info("saved {} ({:.1f} MB in {:.2f} s)", path, static_cast<double>(info.file_bytes) / 1e6, seconds_);
 }
 
 }  // namespace tforge

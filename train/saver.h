@@ -16,12 +16,15 @@ class Saver {
   /// Saves the present state, unless that has been done, and removes checkpoints that run.keep_last does not keep.
   /// Collective.
   void save(Retention retention);
+  /// What a save takes: as long as the last one did, on this rank; 0 before the first.
+  double estimated_seconds() const { return seconds_; }
 
  private:
   Communicator& world_;
   Trainer& trainer_;
   Journal& journal_;
   std::int64_t saved_step_ = -1;
+  double seconds_ = 0;
 };
 
 }  // namespace tforge

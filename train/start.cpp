@@ -1,9 +1,12 @@
 #include "train/start.h"
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "checkpoint/folder.h"
 #include "core/log.h"
+#include "core/version.h"
+#include "storage/digest.h"
 
 namespace tforge {
 
@@ -89,11 +92,18 @@ std::unique_ptr<Trainer> make_trainer(Start& start, const TokenDataset& dataset,
   return trainer;
 }
 
-void prepare_folder(const std::string& folder) {
+StartRecord prepare_folder(const Start& start) {
+  const std::string& folder = start.config.run.dir;
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) throw ResourceError("cannot make run.dir = \"{}\": {}", folder, error.message());
   for (const std::string& left : remove_temporaries(folder)) log::info("removed {}, left by a killed save", left);
+  const std::int64_t step = start.reader ? start.reader->info().step : 0;
+  const std::string fingerprint = digest128(to_toml(start.config) + version_text());
+  const StartRecord record = StartRecord::count(folder, step, fingerprint, start.config.run.max_restarts);
+  if (const char* restarts = std::getenv("SLURM_RESTART_COUNT")) log::info("restart {} of this SLURM job", restarts);
+  if (record.starts() > 1) log::info("start {} of the run from step {}", record.starts(), step);
+  return record;
 }
 
 }  // namespace tforge

@@ -10,6 +10,7 @@
 #include "parallel/mesh.h"
 #include "train/config.h"
 #include "train/run.h"
+#include "train/starts.h"
 #include "train/trainer.h"
 
 namespace tforge {
@@ -35,7 +36,8 @@ bool nothing_left(const Start& start);
 std::unique_ptr<Trainer> make_trainer(Start& start, const TokenDataset& dataset, Mesh& mesh, Allocator& allocator,
                                       Stream& stream);
 
-/// Makes run.dir where it is missing and removes what a killed save left in it. For one rank. Throws ResourceError.
-void prepare_folder(const std::string& folder);
+/// Makes run.dir where it is missing, removes what a killed save left in it, and counts this start of the run. For one
+/// rank. Throws ResourceError, CrashLoopError.
+StartRecord prepare_folder(const Start& start);
 
 }  // namespace tforge

@@ -1,5 +1,7 @@
 #include "train/step_report.h"
 
+#include <algorithm>
+
 namespace tforge {
 
 namespace {
@@ -8,6 +10,20 @@ constexpr std::int64_t kWords = sizeof(RankReport) / sizeof(std::int32_t);
 static_assert(sizeof(RankReport) % sizeof(std::int32_t) == 0);
 
 }  // namespace
+
+StopState agreed_stop(std::span<const RankReport> reports) {
+  StopState agreed;
+  for (const RankReport& r : reports) {
+    agreed.level = std::max(agreed.level, r.stop.level);
+    agreed.seconds_left = std::min(agreed.seconds_left, r.stop.seconds_left);
+    agreed.hard_seconds_left = std::min(agreed.hard_seconds_left, r.stop.hard_seconds_left);
+  }
+  return agreed;
+}
+
+double slowest_step(std::span<const RankReport> reports) {
+  return std::ranges::max(reports, {}, &RankReport::step_seconds).step_seconds;
+}
 
 StepReport::StepReport(Communicator& world)
     : world_(world),

@@ -5,13 +5,22 @@
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "train/stop_request.h"
 
 namespace tforge {
 
 /// What one rank knows.
 struct RankReport {
   double run_seconds = 0;  // since the run began. The clock of rank 0 counts
+  StopState stop;
+  double step_seconds = 0;     // of the last step
+  double compute_seconds = 0;  // of these, not spent in collectives
 };
+
+/// What all ranks together have been asked for: the most urgent of it.
+StopState agreed_stop(std::span<const RankReport> reports);
+/// The last step of the slowest.
+double slowest_step(std::span<const RankReport> reports);
 
 class StepReport {
  public:

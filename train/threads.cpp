@@ -8,10 +8,13 @@
 
 namespace tforge {
 
-int threads_per_rank(Communicator& world, std::int64_t configured) {
+std::string host_name() {
   std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '?';
-  const std::vector<std::string> hosts = world.all_gather_bytes(host.data());
+  return ::gethostname(host.data(), host.size() - 1) == 0 ? host.data() : "?";
+}
+
+int threads_per_rank(Communicator& world, std::int64_t configured) {
+  const std::vector<std::string> hosts = world.all_gather_bytes(host_name());
   if (configured > 0) return static_cast<int>(configured);
   cpu_set_t set;
   CPU_ZERO(&set);

@@ -88,12 +88,12 @@ MicroBatch Trainer::next_batch(std::int64_t first, std::int64_t count) {
           Tensor::of<std::int32_t>(allocator_, shape, samples.targets, Purpose::activations)};
 }
 
-StepResult Trainer::step() {
+StepResult Trainer::step(const PollPoint& poll) {
   const TrainConfig& train = config_.train;
   const std::int64_t stage = stage_of(history_);
   StepResult result;
-  result.loss =
-      gradients_.run(state_.step, [this](std::int64_t first, std::int64_t count) { return next_batch(first, count); });
+  result.loss = gradients_.run(
+      state_.step, [this](std::int64_t first, std::int64_t count) { return next_batch(first, count); }, poll);
   result.data_wait_seconds = prefetcher_.take_wait_seconds();
   result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_);
   result.lr = schedule_.lr(state_.step);

@@ -42,8 +42,8 @@ class Trainer {
 
   /// One update from the next config.train.batch samples, which are dealt to the dp ranks (as evenly as possible) and
   /// cut into micro-batches. A step whose loss or gradients are not finite changes no parameter, moment or age.
-  /// Collective over the mesh. From the third step on it asks the system for no memory.
-  StepResult step();
+  /// Collective over the mesh. From the third step on it asks the system for no memory. `poll` may be empty.
+  StepResult step(const PollPoint& poll = {});
 
   EvalResult evaluate(Split split, const EvalOptions& options);
   /// Saves under `path`. Collective over `world`.
@@ -51,6 +51,8 @@ class Trainer {
 
   const RunConfig& config() const { return config_; }
   const RunState& state() const { return state_; }
+  /// Of a batch, dealt to this rank.
+  std::int64_t sequences() const { return sequences_.count(mesh_.dp_index); }
   TokenFormer& model() { return model_; }
   AdamW& optimizer() { return optimizer_; }
   const std::vector<GrowthRecord>& history() const { return history_; }

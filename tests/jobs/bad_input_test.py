@@ -277,12 +277,13 @@ class FullDisk(JobTest):
     def test_first_save(self):
         disk = SmallDisk(self, "256k")
         self.fails(3, self.FULL, "tf_train", "--config", "tiny.toml", "--set", f"run.dir={disk.folder}/run", ranks=2)
-        self.assertEqual(names_in(disk.folder + "/run"), ["metrics.jsonl"])
+        self.assertEqual(names_in(disk.folder + "/run"), ["metrics.jsonl", "starts.json"])
 
     def test_second_save_leaves_the_first_whole(self):
         disk = SmallDisk(self, "512k")
         self.fails(3, self.FULL, "tf_train", "--config", "tiny.toml", "--set", f"run.dir={disk.folder}/run", ranks=2)
-        self.assertEqual(names_in(disk.folder + "/run"), ["metrics.jsonl", "step_00000003.h5", "step_00000003.h5.manifest"])
+        self.assertEqual(names_in(disk.folder + "/run"), ["metrics.jsonl", "starts.json", "step_00000003.h5",
+                                                               "step_00000003.h5.manifest"])
         self.ok("tf_inspect", f"{disk.folder}/run/step_00000003.h5")
         # With space again the run goes on from there.
         os.mkdir(self.path("moved"))

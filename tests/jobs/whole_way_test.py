@@ -1,6 +1,7 @@
 """Prepare, train, expand, train on, evaluate, generate, inspect: the real binaries on real text."""
 
 import json
+import os
 import re
 import unittest
 
@@ -141,7 +142,7 @@ class WholeWay(JobTest):
     def test_a_run_out_of_time_is_saved_and_asks_for_more(self):
         ended = self.run_job("tf_train", "--config", "tiny.toml", "--set", "run.dir=timed", "--set", "train.max_time=0.001")
         self.assertEqual(ended.code, 10, ended)
-        self.assertIn("train.max_time is over at step 1 of 6; run again to go on", ended.err)
+        self.assertIn("train.max_time is over: stopped at step 1 of 6; run again to go on", ended.err)
         self.assertIn("step_00000001.h5", names_in(self.path("timed")))
 
     def test_another_dataset_with_the_models_tokenizer(self):
@@ -154,6 +155,12 @@ class WholeWay(JobTest):
                        "--set", "train.steps=7", "--init", self.checkpoint)
         self.ok("tf_train", "--config", "tiny.toml", "--set", "data.path=verses.h5", "--set", "run.dir=verses", "--set",
                 "train.steps=7", "--init", self.checkpoint, "--new-dataset")
+
+    def test_a_difference_over_the_tolerance_has_a_code_of_its_own(self):
+        golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../golden/tokenformer_softmax.h5")
+        self.ok("tf_inspect", "--compare", golden)
+        ended = self.run_job("tf_inspect", "--compare", golden, "--tolerance", 0, ranks=2)
+        self.assertEqual(ended.code, 5, ended)
 
 
 class Words(JobTest):

@@ -1,6 +1,8 @@
 // Steps that are skipped, cut into micro-batches, or end a run.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <limits>
 
 #include "checkpoint/folder.h"
@@ -96,6 +98,76 @@ TEST(MicroBatches, GiveTheWholeBatch) {
       }
     }
     config.train.micro_batch = 0;
+  }
+}
+
+// ---- poll points ----
+
+/// How often a rank is asked, until `last` (0: never) throws.
+struct Polls {
+  std::int64_t last = 0;
+  std::int64_t asked = 0;
+  std::vector<double> left{};
+  struct Stop {};
+  void operator()(double part) {
+    left.push_back(part);
+    if (++asked == last) throw Stop{};
+  }
+};
+
+/// Equally many on every rank.
+void expect_agreed(std::int64_t count) {
+  for (const std::string& other : test_world().all_gather_bytes(std::to_string(count))) {
+    EXPECT_EQ(other, std::to_string(count));
+  }
+}
+
+TEST(PollPoints, AStepThatIsGivenUpLeavesNoTrace) {
+  const Lab lab;
+  for (const auto& [layout, zero] : settings()) {
+    RunConfig config = lab.config(DType::f32);
+    config.train.batch = 13;
+    config.train.micro_batch = 1;
+    config.parallel.zero = zero;
+    config.parallel.reduction = zero == 1 ? Reduction::polled : Reduction::blocking;
+    TinyRun plain(config, lab, mesh_of(layout));
+    const std::vector<StepResult> want = train(plain.trainer, 4);
+    TinyRun run(config, lab, mesh_of(layout));
+    train(run.trainer, 2);
+    const std::vector<std::vector<double>> before = everything(run);
+    Polls all, second{.last = 2};
+    EXPECT_THROW(run.trainer.step([&](double left) { second(left); }), Polls::Stop) << text_of(layout);
+    EXPECT_EQ(second.asked, 2);
+    EXPECT_TRUE(everything(run) == before) << text_of(layout);
+    EXPECT_EQ(run.trainer.state().step, 2);
+    EXPECT_EQ(run.trainer.state().samples, 26);
+    // As if it had not been: the step that is asked and goes on, and the one after it.
+    const StepResult third = run.trainer.step([&](double left) { all(left); });
+    EXPECT_EQ(third.loss, want[2].loss) << text_of(layout);
+    EXPECT_EQ(run.trainer.step().loss, want[3].loss) << text_of(layout);
+    EXPECT_TRUE(everything(run) == everything(plain)) << text_of(layout);
+    EXPECT_EQ(all.asked, 13 / layout.first - 1) << text_of(layout);
+    expect_agreed(all.asked);
+    EXPECT_TRUE(std::ranges::all_of(all.left, [](double part) { return part > 0 && part < 1; }));
+    EXPECT_TRUE(std::ranges::is_sorted(all.left, std::greater<>()));
+  }
+}
+
+TEST(PollPoints, AnEvaluationIsAskedEquallyOftenEverywhere) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    TinyRun run(lab.config(DType::f32), lab, mesh_of(layout));
+    const EvalResult want = run.trainer.evaluate(Split::validation, {.batch = 3});
+    for (const std::int64_t batch : {1, 3, 1000}) {
+      Polls all;
+      const EvalResult got = run.trainer.evaluate(Split::validation, {.batch = batch, .poll = [&] { all(0); }});
+      EXPECT_EQ(got.tokens, want.tokens);
+      EXPECT_EQ(all.asked > 0, batch < 1000) << text_of(layout);
+      expect_agreed(all.asked);
+    }
+    Polls first{.last = 1};
+    EXPECT_THROW(run.trainer.evaluate(Split::validation, {.batch = 1, .poll = [&] { first(0); }}), Polls::Stop);
+    EXPECT_EQ(run.trainer.evaluate(Split::validation, {.batch = 3}).nll_sum, want.nll_sum) << text_of(layout);
   }
 }
 
