@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -71,9 +72,9 @@ void use_all_verbs(Communicator& world) {
   }
 }
 
-/// A process of its own, started by rank 0, that stops the ranks `which` after 0.3 s and, if asked, wakes them 2.5 s
+/// A process of its own, started by rank 0, that stops the ranks `which` after 0.45 s and, if asked, wakes them 2.5 s
 /// later.
-void stop_ranks(Communicator& world, const std::vector<std::size_t>& which, bool wake) {
+void stop_ranks(Communicator& world, std::vector<std::size_t> which, bool wake) {
   const std::vector<std::string> pids = world.all_gather_bytes(std::to_string(::getpid()));
   if (world.rank() != 0) return;
   const pid_t child = ::fork();
@@ -81,17 +82,22 @@ void stop_ranks(Communicator& world, const std::vector<std::size_t>& which, bool
   const auto send = [&](int signal) {
     for (const std::size_t r : which) ::kill(static_cast<pid_t>(std::atoi(pids[r].c_str())), signal);
   };
-  ::usleep(300'000);
+  ::usleep(450'000);
   send(SIGSTOP);
   if (wake) {
     ::usleep(2'500'000);
-    send(SIGCONT);
+    // Nodes are not reached at one moment: rank 0 wakes first and still waits.
+    std::ranges::reverse(which);
+    for (const std::size_t r : which) {
+      ::kill(static_cast<pid_t>(std::atoi(pids[r].c_str())), SIGCONT);
+      ::usleep(200'000);
+    }
   }
   ::_exit(0);
 }
 
 void run(const std::string& what, Communicator& world) {
-  if (what == "suspend") stop_ranks(world, {0, 1}, true);
+  if (what == "suspend") stop_ranks(world, {1, 0}, true);
   if (what == "stop0") stop_ranks(world, {0}, false);
   if (what == "stop1") stop_ranks(world, {1}, false);
   if ((what == "sleep" || what == "sleep_local") && world.rank() == 1)
@@ -109,10 +115,10 @@ void run(const std::string& what, Communicator& world) {
     return;
   }
   if (what == "suspend" || what.starts_with("stop")) {
-    // Three seconds of collectives, which outlast what happens to the ranks.
-    for (int i = 0; i < 150; ++i) {
+    // Three seconds of collectives, in which rank 0 waits nearly always.
+    for (int i = 0; i < 10; ++i) {
       world.all_reduce(stream, x.view(), ReduceOp::sum);
-      ::usleep(20'000);
+      if (world.rank() != 0) ::usleep(300'000);
     }
   }
   world.all_reduce(stream, x.view(), ReduceOp::sum);
