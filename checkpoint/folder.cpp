@@ -28,10 +28,33 @@ std::vector<std::string> names_in(const std::string& folder) {
   return names;
 }
 
+bool exists(const std::string& path) {
+  std::error_code error;
+  return fs::is_regular_file(path, error);
+}
+
+void move(const std::string& from, const std::string& to) {
+  std::error_code error;
+  fs::rename(from, to, error);
+  if (error) throw DataError("{}: cannot be renamed to {}: {}", from, to, error.message());
+}
+
 void remove(const std::string& path) {
   std::error_code error;
   fs::remove(path, error);
   if (error) throw DataError("{}: cannot be removed: {}", path, error.message());
+}
+
+/// Whether the manifest in `manifest` is that of the bytes of `file`, as a checkpoint called `name`.
+bool fits(const std::string& file, const std::string& manifest, const std::string& name) {
+  if (!exists(file)) return false;
+  try {
+    const Manifest m = read_manifest(file, manifest, name);
+    verify_blocks(PlainFile(file, PlainFile::Access::read), m, {0, m.blocks.size()});
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -48,15 +71,19 @@ std::optional<std::int64_t> step_of_name(const std::string& name) {
   return step;
 }
 
-std::vector<CheckpointFile> list_checkpoints(const std::string& folder) {
+std::vector<CheckpointFile> checkpoint_files(const std::string& folder) {
   std::vector<CheckpointFile> found;
   for (const std::string& name : names_in(folder)) {
     const std::optional<std::int64_t> step = step_of_name(name);
-    const std::string path = folder + "/" + name;
-    std::error_code error;
-    if (step && fs::is_regular_file(manifest_path(path), error)) found.push_back({path, *step});
+    if (step && exists(folder + "/" + name)) found.push_back({folder + "/" + name, *step});
   }
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
+  return found;
+}
+
+std::vector<CheckpointFile> list_checkpoints(const std::string& folder) {
+  std::vector<CheckpointFile> found = checkpoint_files(folder);
+  std::erase_if(found, [](const CheckpointFile& file) { return !exists(manifest_path(file.path)); });
   return found;
 }
 
@@ -79,10 +106,54 @@ std::vector<std::string> prune_checkpoints(const std::string& folder, int keep_l
   const std::size_t keep = std::min(rolling.size(), static_cast<std::size_t>(keep_last));
   rolling.resize(rolling.size() - keep);
   for (const std::string& path : rolling) {
-    remove(manifest_path(path));  // first: what is left of a removal cut short is not taken for a checkpoint
-    remove(path);
+    // Under the names of temporaries, what is left of a removal cut short is taken for no damage: it is removed later,
+    // or put back while it is still whole.
+    const std::string manifest = temporary_name(manifest_path(path)), file = temporary_name(path);
+    move(manifest_path(path), manifest);
+    move(path, file);
+    remove(manifest);
+    remove(file);
   }
   return rolling;
+}
+
+std::vector<std::string> recover_commits(const std::string& folder) {
+  std::vector<std::string> recovered;
+  const std::vector<std::string> names = names_in(folder);
+  for (const std::string& manifest : names) {
+    if (!is_temporary_name(manifest)) continue;
+    const std::string target = folder + "/" + std::string(target_of_temporary(manifest));
+    constexpr std::string_view kManifest = ".manifest";
+    if (!target.ends_with(kManifest) || exists(target)) continue;
+    const std::string path = target.substr(0, target.size() - kManifest.size());
+    const std::string name = path.substr(folder.size() + 1);
+    if (!step_of_name(name)) continue;
+    // The file may still have the name of its temporary, beside one that it was to replace.
+    std::vector<std::string> files = {path};
+    for (const std::string& other : names) {
+      if (is_temporary_name(other) && target_of_temporary(other) == name) files.push_back(folder + "/" + other);
+    }
+    const auto file =
+        std::ranges::find_if(files, [&](const std::string& f) { return fits(f, folder + "/" + manifest, name); });
+    if (file == files.end()) continue;
+    if (*file != path) {
+      move(*file, path);
+      sync_folder(folder);
+    }
+    move(folder + "/" + manifest, target);
+    sync_folder(folder);
+    recovered.push_back(path);
+  }
+  return recovered;
+}
+
+std::string set_aside(const std::string& path) {
+  std::string to = path + ".damaged";
+  for (int i = 2; exists(to) || exists(manifest_path(to)); ++i) to = fmt::format("{}.damaged{}", path, i);
+  move(path, to);
+  if (exists(manifest_path(path))) move(manifest_path(path), manifest_path(to));
+  sync_folder(folder_of(path));
+  return to;
 }
 
 std::vector<std::string> remove_temporaries(const std::string& folder) {

@@ -15,9 +15,15 @@ using nlohmann::json;
 
 constexpr int kManifestFormat = 1;
 constexpr int kMaxDepth = 4;  // of nested JSON
+constexpr std::uint64_t kDigestBytes = sizeof(std::uint64_t);
+constexpr std::uint64_t kMaxRowBytes = 1U << 30;  // a row is held in memory when it is checked
 
-/// No manifest of a file of this length is longer: 19 bytes a block, and 64 MiB for the tensors.
-std::uint64_t manifest_limit(std::uint64_t file_bytes) { return (64U << 20) + 32 * Manifest::blocks_of(file_bytes); }
+/// No manifest of a file of this length is longer: 19 bytes a block, and for a tensor less than its two objects take in
+/// the file.
+std::uint64_t manifest_limit(std::uint64_t file_bytes) {
+  constexpr std::uint64_t kHead = 2U << 20, kMostTensors = 64U << 20;
+  return kHead + std::min(file_bytes, kMostTensors) + 32 * Manifest::blocks_of(file_bytes);
+}
 
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
@@ -47,15 +53,17 @@ json to_json(const Manifest& m) {
   for (const std::uint64_t block : m.blocks) blocks.push_back(hex(block));
   json tensors = json::array();
   for (const ManifestRegion& r : m.regions) tensors.push_back({r.path, r.offset, r.rows, r.row_bytes, r.digests});
-  return {{"format", kManifestFormat},
-          {"file", m.file},
-          {"uuid", m.uuid},
-          {"step", m.step},
-          {"retention", m.retention == Retention::stage_end ? "stage_end" : "rolling"},
-          {"bytes", m.bytes},
-          {"block_bytes", Manifest::kBlockBytes},
-          {"blocks", std::move(blocks)},
-          {"tensors", std::move(tensors)}};
+  json j = {{"format", kManifestFormat},
+            {"file", m.file},
+            {"uuid", m.uuid},
+            {"step", m.step},
+            {"retention", m.retention == Retention::stage_end ? "stage_end" : "rolling"},
+            {"bytes", m.bytes},
+            {"block_bytes", Manifest::kBlockBytes},
+            {"blocks", std::move(blocks)},
+            {"tensors", std::move(tensors)}};
+  if (!m.rest.empty()) j["rest"] = m.rest;
+  return j;
 }
 
 Manifest from_json(const json& j) {
@@ -70,6 +78,7 @@ Manifest from_json(const json& j) {
     m.regions.push_back({t.at(0).get<std::string>(), integer<std::uint64_t>(t.at(1)), integer<std::uint64_t>(t.at(2)),
                          integer<std::uint64_t>(t.at(3)), integer<std::uint64_t>(t.at(4))});
   }
+  if (j.contains("rest")) j.at("rest").get_to(m.rest);
   return m;
 }
 
@@ -78,27 +87,32 @@ bool inside(std::uint64_t offset, std::uint64_t count, std::uint64_t size, std::
   return offset <= bytes && (size == 0 || count <= (bytes - offset) / size);
 }
 
-/// Names the rows of `region` that lie in [begin, end) and do not match their digests; empty when all match.
-std::string damaged_rows(const PlainFile& file, const ManifestRegion& region, std::uint64_t begin, std::uint64_t end) {
+/// The run of rows of `region` that lie in [begin, end) and do not match their digests; nothing when all match.
+std::optional<DamagedRows> damaged_rows(const PlainFile& file, const ManifestRegion& region, std::uint64_t begin,
+                                        std::uint64_t end) {
   const std::uint64_t region_end = region.offset + region.rows * region.row_bytes;
-  if (region.row_bytes == 0 || begin >= region_end || end <= region.offset) return {};
-  const std::uint64_t first = begin <= region.offset ? 0 : (begin - region.offset) / region.row_bytes;
-  const std::uint64_t last =
-      end >= region_end ? region.rows : (end - region.offset + region.row_bytes - 1) / region.row_bytes;
+  const std::uint64_t digests_end = region.digests + region.rows * kDigestBytes;
+  if (region.row_bytes == 0) return std::nullopt;
+  // The block may hold rows, their digests, or some of both.
+  std::uint64_t first = region.rows, last = 0;
+  const auto touch = [&](std::uint64_t offset, std::uint64_t stop, std::uint64_t size) {
+    if (begin >= stop || end <= offset) return;
+    first = std::min(first, begin <= offset ? 0 : (begin - offset) / size);
+    last = std::max(last, end >= stop ? region.rows : (end - offset + size - 1) / size);
+  };
+  touch(region.offset, region_end, region.row_bytes);
+  touch(region.digests, digests_end, kDigestBytes);
   std::string row(region.row_bytes, '\0');
-  std::optional<std::uint64_t> first_bad;
-  std::uint64_t last_bad = 0;
+  std::optional<DamagedRows> found;
   for (std::uint64_t r = first; r < last; ++r) {
     std::uint64_t digest = 0;
-    file.read_at(region.digests + r * sizeof digest, &digest, sizeof digest);
+    file.read_at(region.digests + r * kDigestBytes, &digest, sizeof digest);
     file.read_at(region.offset + r * region.row_bytes, row.data(), row.size());
     if (digest64(row.data(), row.size()) == digest) continue;
-    if (!first_bad) first_bad = r;
-    last_bad = r;
+    if (!found) found = DamagedRows{&region, r, r};
+    found->last = r;
   }
-  if (!first_bad) return {};
-  return *first_bad == last_bad ? fmt::format("{} row {}", region.path, last_bad)
-                                : fmt::format("{} rows {} to {}", region.path, *first_bad, last_bad);
+  return found;
 }
 
 }  // namespace
@@ -113,8 +127,11 @@ std::string manifest_text(Manifest& manifest) {
 }
 
 Manifest read_manifest(const std::string& checkpoint) {
+  return read_manifest(checkpoint, manifest_path(checkpoint), base_name(checkpoint));
+}
+
+Manifest read_manifest(const std::string& checkpoint, const std::string& path, const std::string& name) {
   const std::uint64_t file_bytes = PlainFile(checkpoint, PlainFile::Access::read).size();
-  const std::string path = manifest_path(checkpoint);
   std::string text;
   try {
     text = read_file(path, manifest_limit(file_bytes));
@@ -144,7 +161,7 @@ Manifest read_manifest(const std::string& checkpoint) {
   } catch (const std::invalid_argument&) {
     throw CheckpointError("{}: damaged: a value is not what it should be", path);
   }
-  if (manifest.file != base_name(checkpoint)) {
+  if (manifest.file != name) {
     throw CheckpointError("{}: its manifest is that of {}; rename both files back", checkpoint, manifest.file);
   }
   if (manifest.bytes != file_bytes) {
@@ -153,7 +170,8 @@ Manifest read_manifest(const std::string& checkpoint) {
   bool consistent = manifest.blocks.size() == Manifest::blocks_of(manifest.bytes);
   for (const ManifestRegion& r : manifest.regions) {
     consistent = consistent && inside(r.offset, r.rows, r.row_bytes, manifest.bytes) &&
-                 inside(r.digests, r.rows, sizeof(std::uint64_t), manifest.bytes) && r.row_bytes <= manifest.bytes;
+                 inside(r.digests, r.rows, kDigestBytes, manifest.bytes) &&
+                 r.row_bytes <= std::min(manifest.bytes, kMaxRowBytes);
   }
   if (!consistent) throw CheckpointError("{}: damaged: it contradicts itself", path);
   return manifest;
@@ -177,20 +195,65 @@ std::vector<std::uint64_t> digest_blocks(const PlainFile& file, std::uint64_t by
   return digests;
 }
 
-void verify_blocks(const PlainFile& file, const Manifest& manifest, BlockRange range) {
-  const std::vector<std::uint64_t> found = digest_blocks(file, manifest.bytes, range);
-  for (std::uint64_t i = range.first; i < range.last; ++i) {
-    if (found[i - range.first] == manifest.blocks[i]) continue;
-    const std::uint64_t begin = i * Manifest::kBlockBytes;
-    const std::uint64_t end = std::min(begin + Manifest::kBlockBytes, manifest.bytes);
-    std::string where;
-    for (const ManifestRegion& region : manifest.regions) {
-      const std::string rows = damaged_rows(file, region, begin, end);
-      if (!rows.empty()) where += (where.empty() ? "" : ", ") + rows;
-    }
-    throw CheckpointError("{}: damaged between bytes {} and {}: {}", file.path(), begin, end,
-                          where.empty() ? "outside the tensors' rows" : where);
+std::string digest_rest(const PlainFile& file, const Manifest& manifest) {
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> taken;  // [begin, end)
+  for (const ManifestRegion& r : manifest.regions) {
+    taken.emplace_back(r.offset, r.offset + r.rows * r.row_bytes);
+    taken.emplace_back(r.digests, r.digests + r.rows * kDigestBytes);
   }
+  taken.emplace_back(manifest.bytes, manifest.bytes);
+  std::ranges::sort(taken);
+  Digest digest;
+  std::string piece;
+  std::uint64_t at = 0;
+  for (const auto& [begin, end] : taken) {
+    while (at < begin) {
+      piece.resize(std::min(begin - at, Manifest::kBlockBytes));
+      file.read_at(at, piece.data(), piece.size());
+      digest.add(piece);
+      at += piece.size();
+    }
+    at = std::max(at, end);
+  }
+  return digest.text();
+}
+
+std::vector<DamagedBlock> find_damage(const PlainFile& file, const Manifest& manifest, BlockRange range) {
+  try {
+    std::vector<DamagedBlock> damage;
+    const std::vector<std::uint64_t> found = digest_blocks(file, manifest.bytes, range);
+    for (std::uint64_t i = range.first; i < range.last; ++i) {
+      if (found[i - range.first] == manifest.blocks[i]) continue;
+      DamagedBlock block;
+      block.begin = i * Manifest::kBlockBytes;
+      block.end = std::min(block.begin + Manifest::kBlockBytes, manifest.bytes);
+      for (const ManifestRegion& region : manifest.regions) {
+        if (const auto rows = damaged_rows(file, region, block.begin, block.end)) block.rows.push_back(*rows);
+      }
+      damage.push_back(std::move(block));
+    }
+    return damage;
+  } catch (const DataError& error) {
+    throw CheckpointError("damaged: {}", error.what());
+  }
+}
+
+std::string damage_text(const PlainFile& file, const std::vector<DamagedBlock>& damage) {
+  const DamagedBlock& first = damage.front();
+  std::string where;
+  for (const DamagedRows& rows : first.rows) {
+    where += fmt::format("{}{} ", where.empty() ? "" : ", ", rows.region->path);
+    where += rows.first == rows.last ? fmt::format("row {}", rows.first)
+                                     : fmt::format("rows {} to {}", rows.first, rows.last);
+  }
+  if (where.empty()) where = "outside the tensors' rows";
+  if (damage.size() > 1) where += fmt::format(", and in {} more places", damage.size() - 1);
+  return fmt::format("{}: damaged between bytes {} and {}: {}", file.path(), first.begin, first.end, where);
+}
+
+void verify_blocks(const PlainFile& file, const Manifest& manifest, BlockRange range) {
+  const std::vector<DamagedBlock> damage = find_damage(file, manifest, range);
+  if (!damage.empty()) throw CheckpointError(damage_text(file, damage));
 }
 
 }  // namespace tforge

@@ -30,6 +30,7 @@ struct Manifest {
   std::uint64_t bytes = 0;
   std::vector<std::uint64_t> blocks;  // XXH3-64 of bytes [i * 4 MiB, (i + 1) * 4 MiB)
   std::vector<ManifestRegion> regions;
+  std::string rest;    // XXH3-128 of all bytes outside the regions; empty where an older version wrote the manifest
   std::string digest;  // XXH3-128 of the rest of the manifest
 
   static std::uint64_t blocks_of(std::uint64_t bytes) { return (bytes + kBlockBytes - 1) / kBlockBytes; }
@@ -44,6 +45,8 @@ std::string manifest_text(Manifest& manifest);
 /// The manifest of `checkpoint`. Throws DataError when the checkpoint is not there or the manifest is of a newer
 /// format, CheckpointError when the manifest is missing, damaged or that of a file of another name.
 Manifest read_manifest(const std::string& checkpoint);
+/// The same for files that have other names: the manifest in `manifest_file`, of a checkpoint called `name`.
+Manifest read_manifest(const std::string& checkpoint, const std::string& manifest_file, const std::string& name);
 
 /// The range of blocks that rank `part` of `parts` looks after.
 struct BlockRange {
@@ -55,8 +58,28 @@ BlockRange block_share(std::uint64_t blocks, int part, int parts);
 /// XXH3-64 of each block in `range` of a file of `bytes` bytes.
 std::vector<std::uint64_t> digest_blocks(const PlainFile& file, std::uint64_t bytes, BlockRange range);
 
-/// Compares the file with its manifest, blocks of `range` only. Throws CheckpointError naming file, byte range, and
-/// the tensor and rows where there are some.
+/// XXH3-128 of the bytes outside the rows of the tensors and their digests: what HDF5 keeps for itself, attributes,
+/// configuration, tokenizer, digests of other kinds.
+std::string digest_rest(const PlainFile& file, const Manifest& manifest);
+
+/// Rows first .. last of a tensor that do not match their digests.
+struct DamagedRows {
+  const ManifestRegion* region = nullptr;
+  std::uint64_t first = 0;
+  std::uint64_t last = 0;  // inclusive
+};
+/// A block that does not match its digest.
+struct DamagedBlock {
+  std::uint64_t begin = 0;  // bytes of the file
+  std::uint64_t end = 0;
+  std::vector<DamagedRows> rows;  // empty: the damage is outside the tensors' rows, or also there
+};
+/// Compares the blocks of `range` with the manifest. A file that cannot be read there is a CheckpointError.
+std::vector<DamagedBlock> find_damage(const PlainFile& file, const Manifest& manifest, BlockRange range);
+/// One line: file, byte range, and the tensor and rows where there are some.
+std::string damage_text(const PlainFile& file, const std::vector<DamagedBlock>& damage);
+
+/// Throws CheckpointError with that line when there is damage.
 void verify_blocks(const PlainFile& file, const Manifest& manifest, BlockRange range);
 
 }  // namespace tforge

@@ -173,18 +173,49 @@ CheckpointReader CheckpointReader::open(const std::string& path, Verify verify) 
   return reader;
 }
 
-CheckpointReader CheckpointReader::open(Communicator& world, const std::string& path) {
+CheckpointReader CheckpointReader::open(Communicator& world, const std::string& path, Salvage salvage) {
   PlainFile file;
   Manifest manifest;
   const std::vector<std::string> digests = together(world, [&] {
     file = PlainFile(path, PlainFile::Access::read);
     manifest = read_manifest(path);
-    verify_blocks(file, manifest, block_share(manifest.blocks.size(), world.rank(), world.size()));
     return manifest.digest;
   });
-  CheckpointReader reader(std::move(file));
-  together(world, [&] {
+  // A line for each tensor with damaged rows.
+  const std::vector<std::string> damaged = together(world, [&] {
     if (digests[0] != manifest.digest) throw CheckpointError("{}: the ranks see different files", path);
+    const std::vector<DamagedBlock> damage =
+        find_damage(file, manifest, block_share(manifest.blocks.size(), world.rank(), world.size()));
+    std::string lines;
+    for (const DamagedBlock& block : damage) {
+      const bool moments = !block.rows.empty() && std::ranges::all_of(block.rows, [](const DamagedRows& rows) {
+        return rows.region->path.starts_with("optim/");
+      });
+      if (salvage == Salvage::nothing || !moments) throw CheckpointError(damage_text(file, damage));
+      for (const DamagedRows& rows : block.rows) lines += rows.region->path + "\n";
+    }
+    return lines;
+  });
+  CheckpointReader reader(std::move(file));
+  std::set<std::string> paths;
+  for (const std::string& lines : damaged) {
+    for (std::size_t begin = 0; begin < lines.size();) {
+      const std::size_t end = lines.find('\n', begin);
+      paths.insert(lines.substr(begin, end - begin));
+      begin = end + 1;
+    }
+  }
+  reader.damaged_.assign(paths.begin(), paths.end());
+  together(world, [&] {
+    if (!paths.empty()) {
+      if (manifest.rest.empty()) {
+        throw CheckpointError(
+            "{}: damaged; its manifest is of an older version and does not tell whether only moments are", path);
+      }
+      if (digest_rest(reader.file_, manifest) != manifest.rest) {
+        throw CheckpointError("{}: damaged outside the tensors' rows, too", path);
+      }
+    }
     reader.load(path);
     check_manifest_agrees(reader, manifest);
     reader.info_.digest = manifest.digest;
@@ -264,6 +295,18 @@ void CheckpointReader::verify(const Tensor& t) const {
   if (content != t.content_digest) {
     throw CheckpointError("{}: damaged: {} does not match its content digest", file_.path(), t.path);
   }
+}
+
+void CheckpointReader::verify_rows(Communicator& world) const {
+  together(world, [&] {
+    for (const Tensor& t : tensors_) {
+      if (std::ranges::binary_search(damaged_, t.path)) continue;
+      const BlockRange mine = block_share(static_cast<std::uint64_t>(t.shape.rows()), world.rank(), world.size());
+      stream_rows(t, mine.first, mine.last - mine.first,
+                  [](std::uint64_t, std::uint64_t, const std::byte*, const std::uint64_t*) {});
+    }
+    return std::string();
+  });
 }
 
 }  // namespace tforge

@@ -26,6 +26,12 @@ class CheckpointReader {
     rows_when_read,  // no manifest needed: attributes now, rows when read; for salvage and inspection
   };
 
+  /// What may be damaged in a checkpoint that is opened all the same.
+  enum class Salvage : std::uint8_t {
+    nothing,
+    moments,  // rows below "optim/"
+  };
+
   struct Tensor {
     std::string path;
     DType dtype = DType::f32;
@@ -38,8 +44,10 @@ class CheckpointReader {
 
   /// One process reads and checks all of the file.
   static CheckpointReader open(const std::string& path, Verify verify = Verify::everything);
-  /// The ranks share the checking; all of them throw when one finds damage. Collective.
-  static CheckpointReader open(Communicator& world, const std::string& path);
+  /// The ranks share the checking; all of them throw when one finds damage beyond what `salvage` allows. Nothing but
+  /// rows may be damaged: what HDF5 reads has a digest of its own in the manifest, and without one (an older version
+  /// wrote none) any damage is too much. Collective.
+  static CheckpointReader open(Communicator& world, const std::string& path, Salvage salvage = Salvage::nothing);
 
   const CheckpointInfo& info() const { return info_; }
   const std::string& path() const { return file_.path(); }
@@ -55,11 +63,17 @@ class CheckpointReader {
   /// Throws CheckpointError when there is none of this path.
   const Tensor& tensor(const std::string& path) const;
 
+  /// Paths of the tensors with damaged rows, where salvage allowed them; in byte order.
+  const std::vector<std::string>& damaged() const { return damaged_; }
+
   /// Rows [first_row, first_row + rows) into `to`, contiguous, as `dtype`: the stored one, or f32 <-> f64 (rounded to
   /// nearest). Throws ShapeError for rows outside the tensor, DTypeError for another conversion. Any thread.
   void read_rows(const std::string& path, std::int64_t first_row, std::int64_t rows, DType dtype, void* to) const;
   /// Compares all rows and the content digest of a tensor with what is stored, without keeping them.
   void verify(const Tensor& tensor) const;
+  /// Compares the rows of all tensors but the damaged() ones with the digests that were taken from memory before they
+  /// were written: the ranks share the work, and all of them throw. Collective.
+  void verify_rows(Communicator& world) const;
 
  private:
   explicit CheckpointReader(PlainFile file) : file_(std::move(file)) {}
@@ -75,6 +89,7 @@ class CheckpointReader {
   Attributes state_;
   std::vector<GrowthRecord> history_;
   std::vector<Tensor> tensors_;
+  std::vector<std::string> damaged_;
 };
 
 /// state[name] as T. Throws CheckpointError naming what is missing or of another type.

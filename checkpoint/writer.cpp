@@ -167,6 +167,19 @@ std::string CheckpointWriter::lay_out(const CheckpointContents& contents) {
   info_.uuid = random_uuid();
   info_.created = timestamp();
   temporary_.emplace(path_);
+  try {
+    return lay_out_with_hdf5(contents);
+  } catch (const Error& error) {
+    // HDF5 knows only the temporary; what the user knows is the target.
+    std::string what = error.what();
+    const std::size_t at = what.find(temporary_->temporary());
+    if (at == std::string::npos) throw;
+    what.replace(at, temporary_->temporary().size(), path_);
+    throw Error(error.code(), what);
+  }
+}
+
+std::string CheckpointWriter::lay_out_with_hdf5(const CheckpointContents& contents) {
   // A disk without room shows here. HDF5 would find out when it closes the file, and then loses memory.
   temporary_->file().reserve(room_for(contents));
   Hdf5File file = Hdf5File::create(temporary_->temporary());
@@ -263,7 +276,7 @@ void CheckpointWriter::adopt(const std::string& layout) {
   manifest_.step = info_.step;
   manifest_.retention = info_.retention;
   manifest_.bytes = info_.file_bytes;
-  if (world_.rank() != 0) other_ = PlainFile(j.at("temporary"), PlainFile::Access::write);
+  if (world_.rank() != 0) other_ = PlainFile(j.at("temporary"), PlainFile::Access::write, path_);
 }
 
 void CheckpointWriter::write_rows(std::span<const CheckpointTensor> tensors) {
@@ -314,6 +327,7 @@ void CheckpointWriter::seal() {
 void CheckpointWriter::digest_blocks() {
   const BlockRange share = block_share(Manifest::blocks_of(manifest_.bytes), world_.rank(), world_.size());
   my_blocks_ = tforge::digest_blocks(file(), manifest_.bytes, share);
+  if (world_.rank() == 0) manifest_.rest = digest_rest(file(), manifest_);
 }
 
 /// Rank 0: the file first, its manifest last.
@@ -327,7 +341,9 @@ void CheckpointWriter::publish(const std::vector<std::string>& digests) {
   manifest.file().write_at(0, text.data(), text.size());
   manifest.file().sync();
   if (existing_ == OnExisting::replace && exists(manifest.target())) {
-    // From here to the last rename there is no whole checkpoint under this name; never a wrong one.
+    sync_folder(folder_of(path_));
+    // From here to the last rename the names lead to no whole checkpoint, never to a wrong one. What recover_commits()
+    // needs to finish is on the disk.
     if (::unlink(manifest.target().c_str()) != 0) {
       throw DataError("{}: cannot be removed: {}", manifest.target(), std::strerror(errno));
     }

@@ -23,7 +23,7 @@ namespace tforge {
 /// What happens to a whole checkpoint that is already there under the name.
 enum class OnExisting : std::uint8_t {
   refuse,   // DataError
-  replace,  // its manifest is removed just before the new one is put in place
+  replace,  // its manifest is removed once the new one is on the disk: recover_commits() ends a commit cut short there
 };
 
 class CheckpointWriter {
@@ -38,13 +38,14 @@ class CheckpointWriter {
   void write_rows(std::span<const CheckpointTensor> tensors);
   /// Stores the content digests once all ranks have written. Collective.
   void seal();
-  /// Digests this rank's share of the file's blocks. Local; any thread.
+  /// Digests this rank's share of the file's blocks, and on rank 0 what is not rows. Local; any thread.
   void digest_blocks();
   /// Renames the file to its name, then the manifest. Returns once both are durable. Collective.
   CheckpointInfo commit();
 
  private:
   std::string lay_out(const CheckpointContents& contents);
+  std::string lay_out_with_hdf5(const CheckpointContents& contents);
   void adopt(const std::string& layout);
   void publish(const std::vector<std::string>& digests);
 
@@ -54,7 +55,7 @@ class CheckpointWriter {
   std::optional<AtomicFile> temporary_;  // rank 0
   PlainFile other_;                      // the other ranks
   CheckpointInfo info_;
-  Manifest manifest_;  // block digests are filled at commit
+  Manifest manifest_;  // digests are filled by digest_blocks() and commit()
   std::uint64_t content_offset_ = 0;
   std::vector<std::uint64_t> content_;    // this rank's part of each tensor's content digest
   std::vector<std::uint64_t> my_blocks_;  // digests of this rank's share

@@ -17,6 +17,7 @@ std::string_view name_of(Purpose purpose) {
     case Purpose::activations: return "activations";
     case Purpose::communication: return "communication";
     case Purpose::workspace: return "workspace";
+    case Purpose::staging: return "staging";
   }
   return "?";
 }

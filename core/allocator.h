@@ -12,8 +12,8 @@
 
 namespace tforge {
 
-enum class Purpose : std::uint8_t { weights, gradients, moments, activations, communication, workspace };
-inline constexpr int kPurposes = 6;
+enum class Purpose : std::uint8_t { weights, gradients, moments, activations, communication, workspace, staging };
+inline constexpr int kPurposes = 7;
 std::string_view name_of(Purpose purpose);
 
 /// Bytes in use by purpose now and at the peak; `reserved` is what was asked of the operating system.

@@ -20,25 +20,20 @@ namespace {
   if (error == ENOSPC || error == EDQUOT) {
     throw ResourceError("{}: the disk is full; free space or write elsewhere", path);
   }
+  if (error == EFBIG) throw ResourceError("{}: larger than a file may be here; see ulimit -f", path);
   throw DataError("{}: {}: {}", path, what, std::strerror(error));
 }
 
-std::string random_name(const std::string& target) {
-  std::uint64_t bits = 0;
-  if (::getrandom(&bits, sizeof bits, 0) != static_cast<ssize_t>(sizeof bits)) {
-    throw ResourceError("the system gives no random numbers: {}", std::strerror(errno));
-  }
-  const std::size_t slash = target.rfind('/');
-  const std::string name = slash == std::string::npos ? target : target.substr(slash + 1);
-  return folder_of(target) + "/." + name + "." + hex(bits) + ".tmp";
-}
+constexpr std::size_t kHexDigits = 16;
+constexpr std::string_view kEnd = ".tmp";
 
 }  // namespace
 
-PlainFile::PlainFile(const std::string& path, Access access) : path_(path) {
+PlainFile::PlainFile(const std::string& path, Access access, const std::string& shown)
+    : path_(shown.empty() ? path : shown) {
   const int flags = access == Access::read ? O_RDONLY : O_RDWR;
   descriptor_ = ::open(path.c_str(), flags | O_CLOEXEC);
-  if (descriptor_ < 0) fail(path, "cannot be opened", errno);
+  if (descriptor_ < 0) fail(path_, "cannot be opened", errno);
 }
 
 PlainFile::PlainFile(PlainFile&& other) noexcept
@@ -105,8 +100,8 @@ void PlainFile::close() {
 }
 
 AtomicFile::AtomicFile(std::string target) : target_(std::move(target)) {
-  temporary_ = random_name(target_);
-  file_.path_ = temporary_;
+  temporary_ = temporary_name(target_);
+  file_.path_ = target_;
   file_.descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (file_.descriptor_ < 0) {
     const int error = errno;
@@ -163,9 +158,21 @@ void sync_folder(const std::string& folder) {
   if (result != 0 && error != EINVAL) fail(folder, "the folder cannot be synced", error);
 }
 
+std::string temporary_name(const std::string& target) {
+  std::uint64_t bits = 0;
+  if (::getrandom(&bits, sizeof bits, 0) != static_cast<ssize_t>(sizeof bits)) {
+    throw ResourceError("the system gives no random numbers: {}", std::strerror(errno));
+  }
+  return fmt::format("{}/.{}.{}{}", folder_of(target), target.substr(target.rfind('/') + 1), hex(bits), kEnd);
+}
+
+std::string_view target_of_temporary(std::string_view name) {
+  name.remove_prefix(1);
+  name.remove_suffix(kEnd.size() + kHexDigits + 1);
+  return name;
+}
+
 bool is_temporary_name(std::string_view name) {
-  constexpr std::size_t kHexDigits = 16;
-  constexpr std::string_view kEnd = ".tmp";
   if (name.size() < kHexDigits + kEnd.size() + 3 || name.front() != '.' || !name.ends_with(kEnd)) return false;
   name.remove_suffix(kEnd.size());
   const std::string_view digits = name.substr(name.size() - kHexDigits);

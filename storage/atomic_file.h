@@ -2,8 +2,8 @@
 // Files that appear whole or not at all, and plain reads and writes at an offset.
 //
 // A temporary file with a name that cannot be guessed is created beside the target (O_EXCL, mode 0666 less the
-// umask), written, synced, and renamed over the target. Errors: ResourceError for a full disk or quota, DataError for
-// anything else, both naming the file.
+// umask), written, synced, and renamed over the target. Errors: ResourceError for a full disk or quota and for a file
+// over the limit of the process, DataError for anything else, both naming the file.
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -16,8 +16,8 @@ class PlainFile {
  public:
   enum class Access : std::uint8_t { read, write };
   PlainFile() = default;
-  /// Opens an existing file.
-  PlainFile(const std::string& path, Access access);
+  /// Opens an existing file. Messages call it `shown`, where that is not empty.
+  PlainFile(const std::string& path, Access access, const std::string& shown = {});
   PlainFile(PlainFile&& other) noexcept;
   PlainFile& operator=(PlainFile&& other) noexcept;
   PlainFile(const PlainFile&) = delete;
@@ -40,7 +40,7 @@ class PlainFile {
 
  private:
   friend class AtomicFile;
-  std::string path_;
+  std::string path_;  // as messages call it
   int descriptor_ = -1;
 };
 
@@ -56,7 +56,7 @@ class AtomicFile {
 
   const std::string& target() const { return target_; }
   const std::string& temporary() const { return temporary_; }
-  /// The temporary, open for writing.
+  /// The temporary, open for writing. Messages call it by the target's name.
   const PlainFile& file() const { return file_; }
   /// Syncs the file, renames it over the target and syncs the folder.
   void commit();
@@ -75,7 +75,11 @@ std::string read_file(const std::string& path, std::uint64_t limit);
 std::string folder_of(const std::string& path);
 /// Makes renames and removals in a folder durable.
 void sync_folder(const std::string& folder);
-/// True for names that AtomicFile gives to temporaries: ".NAME.<16 hex digits>.tmp".
+/// A name for a temporary of `target` that cannot be guessed, in the same folder: ".NAME.<16 hex digits>.tmp".
+std::string temporary_name(const std::string& target);
+/// True for such names, without their folder.
 bool is_temporary_name(std::string_view name);
+/// NAME of such a name.
+std::string_view target_of_temporary(std::string_view name);
 
 }  // namespace tforge

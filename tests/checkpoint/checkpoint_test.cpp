@@ -2,12 +2,14 @@
 
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <set>
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/folder.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/reader.h"
+#include "checkpoint/staging.h"
 #include "checkpoint/writer.h"
 #include "core/rng.h"
 #include "sample.h"
@@ -412,6 +414,164 @@ TEST(CheckpointFolder, NewestAndPruning) {
   std::ofstream(foreign) << "x";
   EXPECT_EQ(remove_temporaries(folder), std::vector<std::string>{stale});
   EXPECT_TRUE(fs::exists(foreign));
+}
+
+/// The states in which a commit or a removal cut short leaves a folder: what recover_commits() makes of each.
+TEST(CheckpointFolder, CommitsCutShortAreEnded) {
+  if (test_world().rank() != 0) return;
+  const auto names = [](const std::string& folder) {
+    std::set<std::string> all;
+    for (const auto& entry : fs::directory_iterator(folder)) all.insert(entry.path().filename());
+    return all;
+  };
+  const std::string temporary = ".step_00000042.h5.0123456789abcdef.tmp";
+  const std::string temporary_manifest = ".step_00000042.h5.manifest.fedcba9876543210.tmp";
+  const std::set<std::string> whole = {"step_00000042.h5", "step_00000042.h5.manifest"};
+  {
+    // Between the two renames.
+    const Scratch scratch;
+    const std::string path = tiny(scratch.folder());
+    const std::string digest = CheckpointReader::open(path).info().digest;
+    fs::rename(manifest_path(path), scratch.path(temporary_manifest));
+    EXPECT_EQ(recover_commits(scratch.folder()), std::vector<std::string>{path});
+    EXPECT_EQ(names(scratch.folder()), whole);
+    EXPECT_EQ(CheckpointReader::open(path).info().digest, digest);
+    // Before the first one.
+    fs::rename(manifest_path(path), scratch.path(temporary_manifest));
+    fs::rename(path, scratch.path(temporary));
+    EXPECT_EQ(recover_commits(scratch.folder()), std::vector<std::string>{path});
+    EXPECT_EQ(CheckpointReader::open(path).info().digest, digest);
+    EXPECT_TRUE(recover_commits(scratch.folder()).empty());
+  }
+  {
+    // Replacing another one whose manifest is gone already.
+    const Scratch scratch, other;
+    const std::string path = tiny(scratch.folder()), replacement = tiny(other.folder());
+    const std::string uuid = CheckpointReader::open(replacement).info().uuid;
+    fs::remove(manifest_path(path));
+    fs::copy(replacement, scratch.path(temporary));
+    fs::copy(manifest_path(replacement), scratch.path(temporary_manifest));
+    EXPECT_EQ(recover_commits(scratch.folder()), std::vector<std::string>{path});
+    EXPECT_EQ(names(scratch.folder()), whole);
+    EXPECT_EQ(CheckpointReader::open(path).info().uuid, uuid);
+  }
+  {
+    // Not all of it had reached the disk; and one whose place is taken.
+    const Scratch scratch;
+    const std::string path = tiny(scratch.folder());
+    fs::rename(manifest_path(path), scratch.path(temporary_manifest));
+    flip_byte(path, 5000);
+    EXPECT_TRUE(recover_commits(scratch.folder()).empty());
+    flip_byte(path, 5000);
+    const std::string text = read_file(scratch.path(temporary_manifest), 1U << 20);
+    write_file_atomically(scratch.path(temporary_manifest), text.substr(0, text.size() / 2));
+    EXPECT_TRUE(recover_commits(scratch.folder()).empty());
+    write_file_atomically(manifest_path(path), text);
+    write_file_atomically(scratch.path(temporary_manifest), text);
+    EXPECT_TRUE(recover_commits(scratch.folder()).empty());
+    EXPECT_EQ(remove_temporaries(scratch.folder()).size(), 1U);
+    EXPECT_EQ(names(scratch.folder()), whole);
+  }
+}
+
+TEST(CheckpointFolder, DamagedOnesAreSetAside) {
+  if (test_world().rank() != 0) return;
+  const Scratch scratch;
+  const std::string path = tiny(scratch.folder());
+  EXPECT_EQ(set_aside(path), path + ".damaged");
+  EXPECT_TRUE(fs::exists(manifest_path(path + ".damaged")));
+  EXPECT_TRUE(checkpoint_files(scratch.folder()).empty());
+  std::ofstream(path) << "another, without a manifest";
+  EXPECT_EQ(checkpoint_files(scratch.folder()).size(), 1U);
+  EXPECT_TRUE(list_checkpoints(scratch.folder()).empty());
+  EXPECT_EQ(set_aside(path), path + ".damaged2");
+  EXPECT_EQ(files_in(scratch.folder()), 3U);
+}
+
+TEST(Checkpoint, SalvageAllowsDamagedMomentsAlone) {
+  Communicator& world = test_world();
+  const SharedFolder folder(world);
+  const std::string path = folder.path("step_00000042.h5");
+  save_checkpoint(world, path, sample(world.rank(), world.size(), Size::three_blocks).contents);
+  const auto tensor = [&](const std::string& name) { return CheckpointReader::open(path).tensor(name); };
+  const std::string moments = "optim/layers.0.attention.query.keys/m";
+  const std::uint64_t in_moments = tensor(moments).offset + 7 * 40 + 3;
+  const std::uint64_t in_digests = tensor(moments).digests_offset + 9 * 8;
+  const std::uint64_t in_model = tensor("model/wide").offset + 100 * 2800;
+  const auto open = [&] { return CheckpointReader::open(world, path, CheckpointReader::Salvage::moments); };
+  const auto flip = [&](std::uint64_t at) {
+    world.barrier();
+    if (world.rank() == 0) flip_byte(path, at);
+    world.barrier();
+  };
+  EXPECT_TRUE(open().damaged().empty());
+  for (const std::uint64_t at : {in_moments, in_digests}) {
+    flip(at);
+    EXPECT_THROW(CheckpointReader::open(world, path), CheckpointError);
+    const CheckpointReader reader = open();
+    EXPECT_EQ(reader.damaged(), std::vector<std::string>{moments});
+    EXPECT_NO_THROW(reader.verify_rows(world));
+    std::vector<double> rows(13 * 5);
+    EXPECT_THROW(reader.read_rows(moments, 0, 13, DType::f64, rows.data()), CheckpointError);
+    // More than moments: a parameter, or what HDF5 keeps for itself in the block of the damaged row.
+    flip(in_model);
+    EXPECT_NE(error_of<CheckpointError>([&] { open(); }).find("model/wide row 100"), std::string::npos);
+    flip(in_model);
+    flip(20);
+    EXPECT_NE(error_of<CheckpointError>([&] { open(); }).find("damaged outside the tensors' rows"), std::string::npos);
+    flip(20);
+    flip(at);
+  }
+  flip(20);
+  EXPECT_NE(error_of<CheckpointError>([&] { open(); }).find("outside the tensors' rows"), std::string::npos);
+}
+
+TEST(Checkpoint, RowsThatChangedBeforeTheyWereWrittenAreFound) {
+  Communicator& world = test_world();
+  const SharedFolder folder(world);
+  const std::string path = folder.path("step_00000042.h5");
+  save_checkpoint(world, path, sample(world.rank(), world.size(), Size::tiny).contents);
+  const CheckpointReader good = CheckpointReader::open(world, path);
+  EXPECT_NO_THROW(good.verify_rows(world));
+  world.barrier();
+  if (world.rank() == 0) {
+    flip_byte(path, good.tensor("model/tables").offset + 5 * 8);
+    renew_manifest(path);  // as if the file had been made so
+  }
+  world.barrier();
+  const CheckpointReader reader = CheckpointReader::open(world, path);
+  EXPECT_NE(error_of<CheckpointError>([&] { reader.verify_rows(world); }).find("model/tables row 5 does not match"),
+            std::string::npos);
+}
+
+TEST(Checkpoint, AThreadWritesACopyBesideChanges) {
+  Communicator& world = test_world();
+  const SharedFolder folder(world);
+  const std::string path = folder.path("staged.h5");
+  test::Sample mine = sample(world.rank(), world.size(), Size::three_blocks);
+  CheckpointContents copy = mine.contents;
+  Allocator allocator;
+  Staging staging(allocator);
+  staging.copy(copy.tensors);
+  EXPECT_EQ(allocator.report().in_use[static_cast<std::size_t>(Purpose::staging)] / 8,
+            (bytes_of_blocks(mine.contents.tensors) + 7) / 8);
+  CheckpointWriter writer(world, path, copy);
+  const auto change = [&] {
+    for (std::vector<std::byte>& bytes : mine.memory) {
+      for (std::byte& b : bytes) b ^= std::byte{0x55};
+    }
+  };
+  std::future<void> thread = std::async(std::launch::async, [&] { writer.write_rows(copy.tensors); });
+  change();
+  thread.get();
+  writer.seal();
+  thread = std::async(std::launch::async, [&] { writer.digest_blocks(); });
+  change();
+  thread.get();
+  writer.commit();
+  const CheckpointReader reader = CheckpointReader::open(world, path);
+  EXPECT_NO_THROW(reader.verify_rows(world));
+  for (const CheckpointTensor& want : copy.tensors) expect_rows(reader, want, 0, want.shape.rows());
 }
 
 TEST(Checkpoint, H5pyReadsIt) {
