@@ -51,6 +51,15 @@ Outputs run_probe(TokenFormer& model, Allocator& allocator, Stream& stream, cons
   return outputs;
 }
 
+Tensor copied(const Tensor& tensor, Allocator& allocator) {
+  Tensor copy = Tensor::empty(allocator, tensor.shape(), tensor.dtype(), Purpose::activations);
+  with_compute_type("copied", tensor.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    std::ranges::copy(tensor.span<T>(), copy.span<T>().begin());
+  });
+  return copy;
+}
+
 /// The whole old tensor: a growth rule may read any row of it.
 Tensor whole_tensor(const CheckpointReader& reader, const std::string& path, Allocator& allocator, DType dtype,
                     Purpose purpose) {
@@ -134,23 +143,31 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   result.parameters_before = old_config.parameters();
   result.parameters_after = config.model.parameters();
 
-  TokenFormer grown(allocator, stream, config.model, dtype, *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
-  AdamW optimizer(allocator, grown.parameters());
   Outputs before;
-  std::array<double, 5> scale_before{}, scale_after{};
+  std::vector<std::array<double, 5>> old_scales(static_cast<std::size_t>(old_config.layers));
   {
-    TokenFormer old(allocator, stream, old_config, dtype, *mesh.tp_comm, ShardPlan::even(old_config, mesh.tp));
+    Allocator memory_of_old;  // given back before the grown model takes any
+    TokenFormer old(memory_of_old, stream, old_config, dtype, *mesh.tp_comm, ShardPlan::even(old_config, mesh.tp));
     load_parameters(reader, old);
-    before = run_probe(old, allocator, stream, tokens, request.probe_sequences);
+    const Outputs outputs = run_probe(old, memory_of_old, stream, tokens, request.probe_sequences);
+    before.logits = copied(outputs.logits, allocator);
+    for (const Tensor& block : outputs.blocks) before.blocks.push_back(copied(block, allocator));
     for (std::int64_t layer = 0; layer < old_config.layers; ++layer) {
       for (const TokenGroup group : kTokenGroups) {
-        const auto g = static_cast<std::size_t>(group);
-        const double scale = old.scale(layer, group);
-        const bool grows = result.tokens_after[g] > result.tokens_before[g];
-        scale_before[g] = scale;
-        scale_after[g] = grows ? grown_scale(plan, scale, result.tokens_before[g], result.tokens_after[g]) : scale;
-        grown.set_scale(layer, group, scale_after[g]);
+        old_scales[static_cast<std::size_t>(layer)][static_cast<std::size_t>(group)] = old.scale(layer, group);
       }
+    }
+  }
+  TokenFormer grown(allocator, stream, config.model, dtype, *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
+  AdamW optimizer(allocator, grown.parameters());
+  std::array<double, 5> scale_before{}, scale_after{};
+  for (std::int64_t layer = 0; layer < old_config.layers; ++layer) {
+    for (const TokenGroup group : kTokenGroups) {
+      const auto g = static_cast<std::size_t>(group);
+      const double scale = scale_before[g] = old_scales[static_cast<std::size_t>(layer)][g];
+      const bool grows = result.tokens_after[g] > result.tokens_before[g];
+      scale_after[g] = grows ? grown_scale(plan, scale, result.tokens_before[g], result.tokens_after[g]) : scale;
+      grown.set_scale(layer, group, scale_after[g]);
     }
   }
 
