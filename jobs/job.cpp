@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -156,6 +157,9 @@ ExitCode report_current(const JobInfo& info, int rank) {
   return failure.code;
 }
 
+/// A file over the limit of the process is then an error like any other of the disk.
+void ignore_file_size_signal() { std::signal(SIGXFSZ, SIG_IGN); }
+
 /// Collective: the failure of the first rank that has one, reported by rank 0.
 ExitCode agree(Communicator& world, const JobInfo& info, const Failure& mine) {
   // The code and the text travel as one string: "2 model.heads = ...".
@@ -230,6 +234,7 @@ bool parse_command_line(int argc, const char* const* argv, const JobInfo& info) 
 }
 
 int run_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode()>& body) {
+  ignore_file_size_signal();
   try {
     return static_cast<int>(parse_command_line(argc, argv, info) ? body() : ExitCode::done);
   } catch (...) {
@@ -238,6 +243,7 @@ int run_job(int argc, char** argv, const JobInfo& info, const std::function<Exit
 }
 
 int run_mpi_job(int argc, char** argv, const JobInfo& info, const std::function<ExitCode(Communicator&)>& body) {
+  ignore_file_size_signal();
   std::int64_t expect_ranks = 0;
   std::optional<std::string> heartbeat;
   JobInfo with_shared = info;

@@ -6,6 +6,7 @@
 
 #include "checkpoint/folder.h"
 #include "checkpoint/reader.h"
+#include "data/token_dataset.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "train/compare.h"
@@ -137,6 +138,32 @@ void print_json(const CheckpointReader& reader) {
   std::puts(json.dump(2).c_str());
 }
 
+/// One line: whole or damaged, every byte and every row having been compared with its digest.
+ExitCode print_state(Communicator& world, const std::string& path) {
+  std::string line;
+  ExitCode code = ExitCode::done;
+  try {
+    const CheckpointReader reader = CheckpointReader::open(world, path);
+    reader.verify_rows(world);
+    line = fmt::format("whole    {}  step {}", path, reader.info().step);
+  } catch (const CheckpointError& e) {
+    line = fmt::format("damaged  {}", e.what());
+    code = ExitCode::damaged;
+  }
+  if (world.rank() == 0) std::puts(line.c_str());
+  return code;
+}
+
+ExitCode verify_folder(Communicator& world, const std::string& folder) {
+  const std::vector<CheckpointFile> files = checkpoint_files(folder);
+  if (files.empty()) throw DataError("{} holds no checkpoint", folder);
+  ExitCode worst = ExitCode::done;
+  for (const CheckpointFile& file : files) {
+    if (print_state(world, file.path) != ExitCode::done) worst = ExitCode::damaged;
+  }
+  return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -145,7 +172,8 @@ int main(int argc, char** argv) {
   std::optional<double> tolerance;
   std::string dtype = "f64";
   std::int64_t tp = 0, threads = 0;
-  bool config = false, json = false;
+  bool config = false, json = false, verify = false;
+  std::optional<std::string> dataset;
   const JobInfo info{
       .name = "tf_inspect",
       .description =
@@ -154,6 +182,8 @@ int main(int argc, char** argv) {
           "tensors through the model instead and prints one line a tensor group, the worst last; exit code 5 when "
           "that is over the tolerance.",
       .options = {{"checkpoint", "FILE", &path, "checkpoint, or a folder of checkpoints, each of which is verified"},
+                  {"verify", "", &verify, "only says whether the checkpoint is whole, and what is damaged"},
+                  {"dataset", "FILE", &dataset, "reads all of a token dataset and compares it with its fingerprint"},
                   {"config", "", &config, "prints the stored configuration alone"},
                   {"json", "", &json, "prints identity, state and growth history as JSON"},
                   {"compare", "FILE", &compare, "published file (HDF5: weights, hidden, logits, loss, grads)"},
@@ -162,7 +192,9 @@ int main(int argc, char** argv) {
                   {"tp", "N", &tp, "ranks that share the model in --compare; 0: all"},
                   {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"}},
       .positional = "checkpoint",
-      .examples = {"tf_inspect run/step_00000400.h5", "tf_inspect --compare tokenformer_softmax.h5",
+      .examples = {"tf_inspect run/step_00000400.h5", "tf_inspect --verify run",
+                   "mpirun -n 4 tf_inspect --verify run/step_00000400.h5",
+                   "tf_inspect --compare tokenformer_softmax.h5",
                    "mpirun -n 3 tf_inspect --compare tokenformer_softmax.h5 --dtype f32"},
       .world_options = {},
   };
@@ -178,23 +210,16 @@ int main(int argc, char** argv) {
       if (world.rank() == 0) print_comparison(errors, bound);
       return close ? ExitCode::done : ExitCode::differs;
     }
-    if (path.empty()) throw UsageError("name a checkpoint, a folder of checkpoints, or --compare FILE");
-    if (std::filesystem::is_directory(path)) {
-      ExitCode worst = ExitCode::done;
-      const std::vector<CheckpointFile> files = list_checkpoints(path);
-      if (files.empty()) throw DataError("{} holds no checkpoint", path);
-      for (const CheckpointFile& file : files) {
-        try {
-          const CheckpointReader reader = CheckpointReader::open(world, file.path);
-          if (world.rank() == 0)
-            std::printf("whole    %s  step %lld\n", file.path.c_str(), static_cast<long long>(file.step));
-        } catch (const CheckpointError& e) {
-          if (world.rank() == 0) std::printf("damaged  %s\n", e.what());
-          worst = ExitCode::damaged;
-        }
-      }
-      return worst;
+    if (dataset) {
+      const TokenDataset tokens(*dataset);
+      tokens.verify();
+      if (world.rank() == 0)
+        std::printf("whole    %s  fingerprint %s\n", dataset->c_str(), tokens.fingerprint().c_str());
+      return ExitCode::done;
     }
+    if (path.empty()) throw UsageError("name a checkpoint, a folder of checkpoints, --dataset FILE, or --compare FILE");
+    if (std::filesystem::is_directory(path)) return verify_folder(world, path);
+    if (verify) return print_state(world, path);
     const CheckpointReader reader = CheckpointReader::open(world, path);
     if (world.rank() != 0) return ExitCode::done;
     if (config) std::fputs(reader.config().c_str(), stdout);

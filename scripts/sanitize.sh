@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/sanitize.sh [ctest options...]: the quick tests under the address and undefined-behaviour sanitizers, in
 # build-sanitize/. Leaks inside Open MPI are listed in tests/sanitizers/lsan.supp. First, where clang is, the threads that
-# are not OpenMP's (reading ahead, heartbeats) under the thread sanitizer, in build-tsan/.
+# are not OpenMP's (reading ahead, heartbeats, a save) under the thread sanitizer, in build-tsan/.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 scripts/setup.sh
@@ -13,10 +13,12 @@ export LSAN_OPTIONS=suppressions=$PWD/tests/sanitizers/lsan.supp:print_suppressi
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 if command -v clang++ >/dev/null; then
   CC=clang CXX=clang++ cmake -S . -B build-tsan -G Ninja -DTFORGE_SANITIZE=thread -DTFORGE_BENCH=OFF >/dev/null
-  cmake --build build-tsan --target data_test heartbeat_test
+  cmake --build build-tsan --target data_test heartbeat_test checkpoint_test
   # The sanitizer of clang 14 knows no address layout that is as random as a newer kernel's.
   setarch -R build-tsan/tests/data_test --gtest_filter='Prefetching.*'
   setarch -R build-tsan/tests/launch/heartbeat_test
+  # Alone, without mpirun: what matters is the thread that writes a checkpoint beside the training.
+  setarch -R build-tsan/tests/checkpoint_test --gtest_filter='Checkpoint.AThread*'
 else
   say "clang++ is missing: no thread sanitizer"
 fi

@@ -65,11 +65,16 @@ struct TrainConfig {
   GrowthConfig growth;
 };
 
+/// Whether training goes on while a checkpoint is written.
+enum class SaveMode : std::uint8_t { async, blocking };
+
 struct RunSettings {
   std::string dir;
   std::string name;
   std::int64_t save_every = 500;
   std::int64_t keep_last = 2;
+  SaveMode save = SaveMode::async;
+  double save_retry_s = 30;
   std::int64_t log_every = 10;
   std::int64_t threads = 0;       // 0: cores of the affinity mask / ranks on the node
   std::string resume = "auto";    // "auto", "never" or the path of a checkpoint

@@ -178,6 +178,10 @@ std::vector<Field> make_fields() {
                       "updates between checkpoints; 0: only at the end"));
   f.push_back(
       integer("run.keep_last", MEMBER(run.keep_last), at_least(1), "checkpoints kept besides the ends of stages"));
+  f.push_back(choice("run.save", MEMBER(run.save), {"async", "blocking"},
+                     "checkpoints are written beside the training, from a copy in memory, or while it waits"));
+  f.push_back(duration("run.save_retry_s", MEMBER(run.save_retry_s),
+                       "time after which a save that the disk refused is tried again"));
   f.push_back(integer("run.log_every", MEMBER(run.log_every), at_least(1), "updates between lines of progress"));
   f.push_back(integer("run.threads", MEMBER(run.threads), at_least(0),
                       "threads of a rank; 0: cores it may use / ranks on the node"));

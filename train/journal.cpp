@@ -1,5 +1,6 @@
 #include "train/journal.h"
 
+#include "checkpoint/folder.h"
 #include "core/log.h"
 #include "train/threads.h"
 
@@ -80,6 +81,18 @@ void Journal::evaluation(const Trainer& trainer, const EvalResult& result) {
                          {"eval_loss", result.nll()},
                          {"eval_perplexity", result.token_perplexity()},
                          {"stage", stage_of(trainer.history())}});
+}
+
+void Journal::saved(const Trainer& trainer, const CheckpointInfo& info, const SaveTimes& times) {
+  if (!files_) return;
+  clear();
+  log::info("saved {}/{} ({:.1f} MB in {:.2f} s, training waited {:.3f} s)", trainer.config().run.dir,
+            checkpoint_name(info.step), static_cast<double>(info.file_bytes) / 1e6, times.total, times.stall);
+  files_->metrics.write({{"step", trainer.state().step},
+                         {"saved_step", info.step},
+                         {"save_bytes", static_cast<std::int64_t>(info.file_bytes)},
+                         {"save_seconds", times.total},
+                         {"save_stall_seconds", times.stall}});
 }
 
 void Journal::clear() {

@@ -25,6 +25,12 @@ class Journal {
   void step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic,
             std::span<const RankReport> reports);
   void evaluation(const Trainer& trainer, const EvalResult& result);
+  /// A checkpoint that is whole now, the seconds from its first copy on and those for which training waited.
+  struct SaveTimes {
+    double total = 0;
+    double stall = 0;
+  };
+  void saved(const Trainer& trainer, const CheckpointInfo& info, const SaveTimes& times);
   /// To be called before a line is logged: progress may be drawn where it would go.
   void clear();
 

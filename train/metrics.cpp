@@ -1,5 +1,10 @@
 #include "train/metrics.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -7,10 +12,13 @@
 #include <system_error>
 
 #include "core/errors.h"
+#include "core/log.h"
 
 namespace tforge {
 
 namespace {
+
+constexpr std::size_t kMostWaiting = 16 << 20;
 
 /// Bytes of the leading lines that are whole and not later than `step`.
 std::uintmax_t bytes_to_keep(const std::string& path, std::int64_t step) {
@@ -38,8 +46,38 @@ MetricsWriter::MetricsWriter(std::string path, std::int64_t step) : path_(std::m
     std::filesystem::resize_file(path_, step < 0 ? 0 : bytes_to_keep(path_, step), error);
     if (error) fail(path_, "shortened", error.value());
   }
-  file_.reset(std::fopen(path_.c_str(), "ab"));
-  if (!file_) fail(path_, "opened", errno);
+  if (const int refused = open(); refused != 0) fail(path_, "opened", refused);
+}
+
+MetricsWriter::~MetricsWriter() {
+  if (const int error = write_waiting(); error != 0 || lost_ > 0) {
+    log::error("{}: its last lines are lost: {}", path_, std::generic_category().message(error));
+  }
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+/// 0 or what the system said.
+int MetricsWriter::open() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  end_ = descriptor_ >= 0 ? std::max<off_t>(::lseek(descriptor_, 0, SEEK_END), 0) : 0;
+  return descriptor_ >= 0 ? 0 : errno;
+}
+
+/// 0 or what the system said.
+int MetricsWriter::write_waiting() {
+  struct stat status {};
+  if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0 || status.st_nlink == 0) {
+    if (const int error = open(); error != 0) return error;
+  }
+  while (!waiting_.empty()) {
+    const ssize_t done = ::pwrite(descriptor_, waiting_.data(), waiting_.size(), end_);
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) return errno;
+    end_ += done;
+    waiting_.erase(0, static_cast<std::size_t>(done));
+  }
+  return 0;
 }
 
 void MetricsWriter::write(std::initializer_list<Metric> members) {
@@ -48,8 +86,16 @@ void MetricsWriter::write(std::initializer_list<Metric> members) {
     std::visit([&](const auto& value) { object[std::string(member.name)] = value; }, member.value);
   }
   const std::string line = object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() || std::fflush(file_.get()) != 0) {
-    fail(path_, "written", errno);
+  const bool waited = !waiting_.empty();
+  if (waiting_.size() + line.size() > kMostWaiting) ++lost_;
+  else waiting_ += line;
+  const int error = write_waiting();
+  if (error != 0 && !waited) {
+    log::warning("{}: cannot be written: {}; its lines wait until it can", path_,
+                 std::generic_category().message(error));
+  } else if (error == 0 && waited) {
+    log::info("{}: written again{}", path_, lost_ > 0 ? fmt::format(", without {} lines", lost_) : "");
+    lost_ = 0;
   }
 }
 

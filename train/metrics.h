@@ -1,9 +1,7 @@
 #pragma once
 // metrics.jsonl: one JSON object a line, written by rank 0.
 #include <cstdint>
-#include <cstdio>
 #include <initializer_list>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -16,23 +14,30 @@ struct Metric {
   std::variant<std::int64_t, double, std::string> value;
 };
 
-/// Appends to a file. Each line is flushed, so that a reader or a crash sees whole lines. Throws ResourceError when
-/// the file cannot be opened or written.
+/// Appends to a file, a line at a time, so that a reader or a crash sees whole lines. Lines that the disk refuses do
+/// not end a run: they wait in memory, up to 16 MiB, and are written with a later one. A file that was removed is made
+/// again.
 class MetricsWriter {
  public:
-  /// Goes on after `step`: lines of later steps, which a killed run left behind and which will be written again, and
-  /// a torn last line are cut off. step = -1 begins anew.
+  /// Throws ResourceError when the file cannot be opened. Goes on after `step`: lines of later steps, which a killed
+  /// run left behind and which will be written again, and a torn last line are cut off. step = -1 begins anew.
   MetricsWriter(std::string path, std::int64_t step);
+  ~MetricsWriter();
+  MetricsWriter(const MetricsWriter&) = delete;
+  MetricsWriter& operator=(const MetricsWriter&) = delete;
 
   /// Members in the order given; by custom the first is "step".
   void write(std::initializer_list<Metric> members);
 
  private:
-  struct Close {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
+  int open();
+  int write_waiting();
+
   std::string path_;
-  std::unique_ptr<std::FILE, Close> file_;
+  int descriptor_ = -1;
+  std::int64_t end_ = 0;  // of the file
+  std::string waiting_;   // for the disk
+  std::int64_t lost_ = 0;
 };
 
 }  // namespace tforge

@@ -14,7 +14,8 @@ namespace {
 
 std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Mesh& mesh) {
   std::string text =
-      "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch)\n";
+      "memory per rank, MiB (tp rank: weights + gradients + moments + activations and workspace of a micro-batch + "
+      "copy for saving)\n";
   const auto mib = [](double bytes) { return bytes / (1 << 20); };
   const double size = static_cast<double>(size_of(config.train.dtype));
   const std::int64_t micro = micro_batch(config, deal_sequences(config, mesh.dp).count(0));
@@ -25,6 +26,9 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
     const double weights = static_cast<double>(held) * size;
     // With ZeRO-1 those of the rank of dp that owns most.
     double moments = 2 * weights;
+    // What this rank writes is copied first: rank 0 of dp writes the weights, and the replicated norm is tp rank 0's.
+    const double shared = r == 0 ? 0 : 2 * static_cast<double>(config.model.dim) * size;
+    double copied = 3 * (weights - shared);
     if (config.parallel.zero == 1) {
       std::vector<std::int64_t> owned(static_cast<std::size_t>(mesh.dp), 0);
       const FlatLayout layout = flat_layout(TokenFormer::specs(config.model, plan), r);
@@ -32,15 +36,17 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
         for (int dp = 0; dp < mesh.dp; ++dp) owned[static_cast<std::size_t>(dp)] += bucket.elements(dp);
       }
       moments = 2 * static_cast<double>(std::ranges::max(owned)) * size;
+      copied = std::max(weights - shared + 2 * static_cast<double>(owned[0]) * size, moments);
     }
+    if (config.run.save == SaveMode::blocking || config.run.save_every == 0) copied = 0;
     double activations = static_cast<double>(
         activation_bytes(config.model, plan, r, config.train.dtype, config.train.saves, micro, config.seq()));
     if (separate_lookup(config, mesh.dp, plan.vocab.count(r))) {
       activations +=
           static_cast<double>(LookupSync::bytes(lookup_rows(config, mesh.dp), config.model.dim, config.train.dtype));
     }
-    text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
-                        mib(moments), mib(activations), mib(2 * weights + moments + activations));
+    text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
+                        mib(moments), mib(activations), mib(copied), mib(2 * weights + moments + activations + copied));
   }
   return text;
 }

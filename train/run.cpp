@@ -1,6 +1,7 @@
 #include "train/run.h"
 
 #include <chrono>
+#include <thread>
 
 #include "core/log.h"
 #include "core/version.h"
@@ -17,6 +18,10 @@ namespace tforge {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// Of the last state of a run, run.save_retry_s apart, before the run ends without it.
+constexpr int kLastTries = 10;
+constexpr std::chrono::milliseconds kMoment{20};
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -44,6 +49,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   const int threads = threads_per_rank(world, request.asked.config.run.threads);
   kernels::start_cpu_runtime(threads);
   const TokenDataset dataset(request.asked.config.data.path);
+  if (world.rank() == 0) recover_folder(request.asked.config.run.dir);
   Start start = prepare_start(world, request, dataset);
   const RunConfig config = start.config;
   const TrainConfig& train = config.train;
@@ -61,7 +67,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   Stream stream;
   const std::unique_ptr<Trainer> trainer = make_trainer(start, dataset, mesh, allocator, stream);
   Journal journal(world, *trainer);
-  Saver saver(world, *trainer, journal);
+  Saver saver(world, *trainer, journal, allocator);
   StepReport report(world);
   const TimeLimit limit(begun, train.max_time);
   StopPolls polls(world, limit);
@@ -74,17 +80,28 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
                                  train.eval_tokens, [&] { polls.in_evaluation(); }};
   const auto evaluate = [&] { journal.evaluation(*trainer, trainer->evaluate(Split::validation, eval_options)); };
   const RunState& state = trainer->state();
+  const Saver::Rows rolling_rows = config.run.save == SaveMode::async ? Saver::Rows::copied : Saver::Rows::in_place;
   const auto due = [&](std::int64_t every) { return every > 0 && state.step % every == 0; };
 
   StopState asked;
   StopDecision decision = StopDecision::go_on;
   double step_seconds = 0, compute_seconds = 0;
-  const auto agree = [&] {
-    const auto reports = report.exchange({seconds_since(begun), limit.state(), step_seconds, compute_seconds});
+  // All hear what each has to say, and go on with the save under way.
+  const auto hear = [&] {
+    const auto reports =
+        report.exchange({seconds_since(begun), limit.state(), saver.part(), step_seconds, compute_seconds});
+    saver.advance(reports);
     polls.expect({slowest_step(reports), saver.estimated_seconds()});
     asked = agreed_stop(reports);
+    return reports;
+  };
+  const auto agree = [&] {
+    const auto reports = hear();
     decision = decide_after_step(asked, polls.costs());
     return reports;
+  };
+  const auto finish_save = [&] {
+    for (; saver.under_way(); hear()) saver.wait();
   };
   std::int64_t bad_steps = 0;  // in a row
   bool evaluated = false;
@@ -100,6 +117,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     journal.step(*trainer, result, step_seconds, sent, reports);
     bad_steps = result.update == Update::skipped ? bad_steps + 1 : 0;
     if (bad_steps >= train.max_bad_steps) {
+      finish_save();
       throw DivergedError(
           "{} updates in a row up to step {} had a non-finite loss or gradient; the last checkpoint in {} "
           "is from before them: lower train.lr or train.clip and resume",
@@ -109,7 +127,12 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     evaluated = due(train.eval_every);
     if (evaluated) evaluate();
     // While updates are being skipped the last good checkpoint stays the last.
-    if (bad_steps == 0 && due(config.run.save_every) && !finished(train, state)) saver.save(Retention::rolling);
+    if (bad_steps > 0 || finished(train, state) || !(due(config.run.save_every) || saver.retry_due())) return;
+    // One save at a time. Who is asked to stop decides at the end of the next step what can still be saved.
+    for (; saver.under_way() && asked.level == StopLevel::none; hear()) saver.wait();
+    if (saver.under_way()) return;
+    saver.begin(Retention::rolling, rolling_rows);
+    if (rolling_rows == Saver::Rows::in_place) finish_save();
   };
   try {
     while (!finished(train, state) && decision == StopDecision::go_on) turn();
@@ -118,7 +141,21 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     if (decision == StopDecision::go_on) decision = StopDecision::save_and_stop;
   }
   const bool at_end = finished(train, state);
-  if (bad_steps == 0 && decision != StopDecision::stop) saver.save(at_end ? Retention::stage_end : Retention::rolling);
+  const std::string reason = reason_of(asked, polls.costs());
+  for (; saver.under_way() && (decision != StopDecision::stop || asked.hard_seconds_left > 0); hear()) saver.wait();
+  for (int tries = 1; bad_steps == 0 && decision != StopDecision::stop && saver.saved_step() != state.step; ++tries) {
+    saver.begin(at_end ? Retention::stage_end : Retention::rolling, Saver::Rows::in_place);
+    finish_save();
+    if (saver.saved_step() == state.step) break;
+    if (tries == kLastTries) {
+      throw ResourceError("step {}, the last of the run, could not be saved in {} tries: {}", state.step, tries,
+                          saver.failure());
+    }
+    for (; !saver.retry_due() && decision != StopDecision::stop; hear()) {
+      std::this_thread::sleep_for(kMoment);
+      if (asked.hard_seconds_left < saver.estimated_seconds()) decision = StopDecision::stop;
+    }
+  }
   if (at_end && decision == StopDecision::go_on && !evaluated && train.eval_every > 0) {
     try {
       evaluate();
@@ -134,8 +171,8 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   }
   // Preemption is nobody's fault.
   if (record && asked.level != StopLevel::none) record->forgive();
-  log::info("{}: stopped at step {} of {}{}; run again to go on", reason_of(asked, polls.costs()), state.step,
-            train.steps, decision == StopDecision::stop ? ", without a save, for which the time is too short" : "");
+  log::info("{}: stopped at step {} of {}{}; run again to go on", reason, state.step, train.steps,
+            decision == StopDecision::stop ? ", without a save, for which the time is too short" : "");
   return ExitCode::requeue;
 }
 

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "checkpoint/reader.h"
 #include "core/errors.h"
 #include "parallel/communicator.h"
 #include "train/config.h"
@@ -17,10 +18,14 @@ struct RunRequest {
   std::optional<std::string> init;
   /// Whether the run may go on with another dataset than the checkpoint's (same tokenizer); its samples begin anew.
   DatasetChange dataset = DatasetChange::refuse;
+  /// Whether the run may go on from a checkpoint with damaged moments; those begin anew.
+  CheckpointReader::Salvage salvage = CheckpointReader::Salvage::nothing;
 };
 
 /// Runs to the end of train.steps or train.max_tokens (done) or of train.max_time (requeue), saving into run.dir and
-/// writing run.dir/metrics.jsonl. Collective over `world`.
+/// writing run.dir/metrics.jsonl. Goes on from the newest whole checkpoint of run.dir; damaged ones are named and set
+/// aside. What the disk refuses on the way is tried again and ends the run only when the last state cannot be saved.
+/// Collective over `world`.
 /// Throws ConfigError, DataError, ResourceError, CheckpointError, DivergedError.
 ExitCode run_training(Communicator& world, const RunRequest& request);
 

@@ -102,6 +102,7 @@ CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer,
                     {"growths_applied", state.growths_applied},
                     {"dataset_fingerprint", state.dataset_fingerprint},
                     {"layout", fmt::format("{}x{}", mesh.dp, mesh.tp)}};
+  if (!state.salvaged.empty()) contents.state["salvaged"] = state.salvaged;
   // What every rank of dp has is written by the first of them.
   const bool owns_values = mesh.dp_index == 0;
   const bool owns_moments = owns_values || optimizer.ownership() == Ownership::by_dp_rank;
@@ -142,6 +143,7 @@ RunState load_state(const CheckpointReader& reader) {
   state.skipped_steps = state_value<std::int64_t>(s, "skipped_steps");
   state.growths_applied = state_value<std::int64_t>(s, "growths_applied");
   state.dataset_fingerprint = state_value<std::string>(s, "dataset_fingerprint");
+  if (s.contains("salvaged")) state.salvaged = state_value<std::string>(s, "salvaged");
   return state;
 }
 
@@ -164,11 +166,16 @@ void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, Ad
   for (const Parameter& p : model.parameters().all()) {
     AdamW::State& state = optimizer.state(i++);
     const std::string path = "optim/" + p.path();
-    read_into(reader, path + "/m", p, state.owned, state.m);
-    read_into(reader, path + "/v", p, state.owned, state.v);
     state.segments =
         segments_from(attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments"),
                       p.spec.shape[0], path);
+    if (std::ranges::binary_search(reader.damaged(), path + "/m") ||
+        std::ranges::binary_search(reader.damaged(), path + "/v")) {
+      for (AgeSegment& segment : state.segments) segment.age = 0;
+      continue;  // a new optimizer's moments are zero
+    }
+    read_into(reader, path + "/m", p, state.owned, state.m);
+    read_into(reader, path + "/v", p, state.owned, state.v);
   }
 }
 

@@ -24,6 +24,7 @@ struct RunState {
   std::int64_t skipped_steps = 0;    // updates skipped for non-finite numbers, in all
   std::int64_t growths_applied = 0;  // growth records whose start-of-stage actions have happened
   std::string dataset_fingerprint;
+  std::string salvaged;  // what was given up when the run went on from a damaged checkpoint; empty: never
 };
 
 /// The number of the stage under way: 0 at birth, one more with each growth.
@@ -52,7 +53,8 @@ RunState load_state(const CheckpointReader& reader);
 /// Fills this rank's rows of the parameters, and the scales. Throws CheckpointError when the checkpoint's tensors are
 /// not those of the model.
 void load_parameters(const CheckpointReader& reader, TokenFormer& model);
-/// Fills the moments that this rank owns, and all ages.
+/// Fills the moments that this rank owns, and all ages. A parameter with damaged() moments begins with none: zero, at
+/// age 0.
 void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, AdamW& optimizer);
 
 /// The rows of each layer group that the ranks which wrote the checkpoint owned: what "append" keeps in place.

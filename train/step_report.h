@@ -1,5 +1,6 @@
 #pragma once
-// What the ranks tell each other at the end of a step. All hear all of it, so all decide alike.
+// What the ranks tell each other at the end of a step, and while they wait for a save. All hear all of it, so all
+// decide alike.
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -9,10 +10,14 @@
 
 namespace tforge {
 
+/// What this rank's part of a save is doing.
+enum class SavePart : std::int64_t { at_rest, under_way };
+
 /// What one rank knows.
 struct RankReport {
   double run_seconds = 0;  // since the run began. The clock of rank 0 counts
   StopState stop;
+  SavePart save = SavePart::at_rest;
   double step_seconds = 0;     // of the last step
   double compute_seconds = 0;  // of these, not spent in collectives
 };

@@ -47,6 +47,9 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       parent_uuid_(reader.info().uuid) {
   load_parameters(reader, model_);
   load_optimizer(reader, model_, optimizer_);
+  for (const std::string& path : reader.damaged()) {
+    state_.salvaged += fmt::format("{}step {}: {}", state_.salvaged.empty() ? "" : "; ", state_.step, path);
+  }
 
   std::int64_t moved = 0;
   const std::array<ShardBorders, 5> old = stored_borders(reader);
@@ -117,13 +120,16 @@ EvalResult Trainer::evaluate(Split split, const EvalOptions& options) {
   return tforge::evaluate(model_, dataset_.split(split), options, mesh_, allocator_, stream_);
 }
 
+CheckpointContents Trainer::contents(Retention retention) const {
+  const SaveInfo info{config_, stored(dataset_.tokenizer()), history_, parent_uuid_, retention};
+  return contents_of(model_, optimizer_, state_, info, mesh_);
+}
+
 CheckpointInfo Trainer::save(Communicator& world, const std::string& path, Retention retention) {
   set_phase("save", state_.step);
-  const SaveInfo info{config_, stored(dataset_.tokenizer()), history_, parent_uuid_, retention};
-  CheckpointInfo saved =
-      save_checkpoint(world, path, contents_of(model_, optimizer_, state_, info, mesh_), OnExisting::replace);
-  parent_uuid_ = saved.uuid;
-  return saved;
+  CheckpointInfo info = save_checkpoint(world, path, contents(retention), OnExisting::replace);
+  saved(info);
+  return info;
 }
 
 std::int64_t Trainer::take_floored_rows() { return gradients_.take_floored_rows(); }

@@ -46,7 +46,11 @@ class Trainer {
   StepResult step(const PollPoint& poll = {});
 
   EvalResult evaluate(Split split, const EvalOptions& options);
-  /// Saves under `path`. Collective over `world`.
+  /// The present state as a checkpoint holds it. The rows are in the memory of model and optimizer.
+  CheckpointContents contents(Retention retention) const;
+  /// What was saved from contents() is a checkpoint now: the next one has it as its parent.
+  void saved(const CheckpointInfo& info) { parent_uuid_ = info.uuid; }
+  /// Saves under `path` and returns when that is done. Collective over `world`.
   CheckpointInfo save(Communicator& world, const std::string& path, Retention retention);
 
   const RunConfig& config() const { return config_; }

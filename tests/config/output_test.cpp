@@ -67,9 +67,31 @@ TEST(Metrics, UnwritableFile) {
   }
 }
 
-TEST(Metrics, FullDisk) {
-  MetricsWriter writer("/dev/full", 0);
-  EXPECT_THROW(writer.write({{"step", std::int64_t{1}}}), ResourceError);
+TEST(Metrics, FullDiskIsSaidOnceAndEndsNothing) {
+  testing::internal::CaptureStderr();
+  {
+    MetricsWriter writer("/dev/full", 0);
+    for (std::int64_t step = 1; step < 4; ++step) writer.write({{"step", step}});
+  }
+  const std::string text = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2) << text;
+  EXPECT_NE(text.find("cannot be written: No space left on device; its lines wait"), std::string::npos) << text;
+  EXPECT_NE(text.find("its last lines are lost"), std::string::npos) << text;
+}
+
+TEST_F(MetricsFile, ARemovedFileIsMadeAgainAndWaitingLinesFollow) {
+  const std::string folder = path_ + ".d";
+  std::filesystem::create_directory(folder);
+  {
+    MetricsWriter writer(folder + "/m", -1);
+    writer.write({{"step", std::int64_t{1}}});
+    std::filesystem::remove_all(folder);
+    writer.write({{"step", std::int64_t{2}}});
+    std::filesystem::create_directory(folder);
+    writer.write({{"step", std::int64_t{3}}});
+  }
+  EXPECT_EQ(read(folder + "/m"), "{\"step\":2}\n{\"step\":3}\n");
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Progress, Texts) {

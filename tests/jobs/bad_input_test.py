@@ -223,7 +223,8 @@ class Checkpoints(JobTest):
                 self.write(name, change(self.read(self.checkpoint)))
                 message = f"{name}: {message}"
                 self.fails(4, message, "tf_inspect", name)
-                self.fails(4, message, "tf_train", "--config", "tiny.toml", "--set", "run.dir=damaged")
+                self.fails(4, message + '; no checkpoint of run.dir = "damaged" is whole, and nothing was trained; #', "tf_train",
+                           "--config", "tiny.toml", "--set", "run.dir=damaged")
                 self.fails(4, "#" + message, "tf_eval", "--checkpoint", name, "--data", "data.h5", ranks=2)
                 self.fails(4, message, "tf_expand", "--checkpoint", name, "--output", "o.h5", "--tokens", "ffn=48")
                 self.fails(4, message, "tf_generate", "--checkpoint", name)
@@ -274,14 +275,18 @@ class FullDisk(JobTest):
                        "ffn=480", ranks=ranks)
             self.assertEqual(names_in(disk.folder), [])
 
+    def train_until_given_up(self, disk, step):
+        self.fails(3, f"step {step}, the last of the run, could not be saved in 10 tries: {self.FULL}", "tf_train", "--config",
+                   "tiny.toml", "--set", f"run.dir={disk.folder}/run", "--set", "run.save_retry_s=0.01", ranks=2)
+
     def test_first_save(self):
         disk = SmallDisk(self, "256k")
-        self.fails(3, self.FULL, "tf_train", "--config", "tiny.toml", "--set", f"run.dir={disk.folder}/run", ranks=2)
+        self.train_until_given_up(disk, 6)
         self.assertEqual(names_in(disk.folder + "/run"), ["metrics.jsonl", "starts.json"])
 
     def test_second_save_leaves_the_first_whole(self):
         disk = SmallDisk(self, "512k")
-        self.fails(3, self.FULL, "tf_train", "--config", "tiny.toml", "--set", f"run.dir={disk.folder}/run", ranks=2)
+        self.train_until_given_up(disk, 6)
         self.assertEqual(names_in(disk.folder + "/run"), ["metrics.jsonl", "starts.json", "step_00000003.h5",
                                                                "step_00000003.h5.manifest"])
         self.ok("tf_inspect", f"{disk.folder}/run/step_00000003.h5")

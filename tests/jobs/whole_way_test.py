@@ -198,9 +198,9 @@ class Words(JobTest):
     def test_planned_memory_is_what_the_run_takes(self):
         larger = ["model.dim=128", "model.layers=4", "model.max_seq=128", "train.batch=8", "model.tokens.query=96",
                   "model.tokens.key=96", "model.tokens.value=96", "model.tokens.proj=96", "model.tokens.ffn=384",
-                  "train.steps=3", "train.eval_every=2", "run.save_every=0"]
+                  "train.steps=3", "train.eval_every=2", "run.save_every=2"]
         for number, (ranks, more) in enumerate([(1, []), (2, []), (2, ["parallel.tp=2"]), (2, ["parallel.zero=1"]),
-                                                (1, ["train.micro_batch=2"]),
+                                                (1, ["train.micro_batch=2"]), (1, ["run.save=blocking"]),
                                                 (1, ["model.norm=softmax"]), (2, ["model.norm=gelu_l2_norm", "parallel.tp=2"]),
                                                 (1, ["train.dtype=f64"]), (1, ["model.layers=1"]), (1, ["run.threads=2"]),
                                                 # evaluation of all windows at once would take far more than training
