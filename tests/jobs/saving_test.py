@@ -92,7 +92,8 @@ class Saving(JobTest):
         os.remove(f"{disk.folder}/filler")
         job.wait_for(r"saved \S+/run/step_\d+\.h5 ", at)
         job.kill()
-        steps = [json.loads(line)["step"] for line in open(f"{disk.folder}/run/metrics.jsonl") if line.endswith("\n") and "loss" in line]
+        lines = self.read(f"{disk.folder}/run/metrics.jsonl").decode().splitlines(keepends=True)
+        steps = [json.loads(line)["step"] for line in lines if line.endswith("\n") and "loss" in line]
         self.assertEqual(steps, list(range(1, len(steps) + 1)))
 
     def test_a_folder_that_vanishes(self):
@@ -131,7 +132,7 @@ class Saving(JobTest):
         text = done.stderr.decode()
         self.assertEqual(done.returncode, 3, text)
         self.assertIn("larger than a file may be here; see ulimit -f", text)
-        self.assertEqual(names_in(self.path("limited")), ["metrics.jsonl"])
+        self.assertEqual(names_in(self.path("limited")), ["metrics.jsonl", "starts.json"])
 
     def test_killed_in_the_middle_of_a_save(self):
         # Large enough that a save can be met; the same steps without and with kills.
