@@ -1,9 +1,9 @@
 // One rank of a job that does what its first argument says; see launch_test.cpp.
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>

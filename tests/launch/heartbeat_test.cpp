@@ -26,7 +26,7 @@ namespace {
 /// A job of threads.
 class Ranks {
  public:
-  explicit Ranks(int ranks, double timeout = 0.5, std::string channel = "udp") : meeting_(ranks) {
+  explicit Ranks(int ranks, double timeout = 0.5, const std::string& channel = "udp") : meeting_(ranks) {
     texts_.resize(static_cast<std::size_t>(ranks));
     reports_.resize(texts_.size());
     errors_.resize(texts_.size());
