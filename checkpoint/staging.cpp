@@ -25,6 +25,8 @@ void Staging::reserve(const std::vector<CheckpointTensor>& tensors) {
   if (memory_ && memory_.shape()[0] >= words) return;
   memory_ = Tensor();
   memory_ = Tensor::empty(allocator_, Shape{words}, DType::f64, Purpose::staging);
+  // The system hands over pages when they are first written: now, and not while training waits.
+  std::memset(memory_.view().data, 0, static_cast<std::size_t>(words) * sizeof(double));
 }
 
 void Staging::copy(std::vector<CheckpointTensor>& tensors) {

@@ -1,8 +1,12 @@
 // Passes over rows for processors with AVX-512.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#else
 #pragma GCC target("avx512f,avx512dq")
 // GCC 12 warns of its own intrinsics (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include "kernels/cpu/line_avx512.inc"
 // clang-format off: the passes are written for the lines above
 #include "kernels/cpu/row_passes.inc"
@@ -20,3 +24,7 @@ const RowPasses<double>& row_passes_avx512<double>() {
 }
 
 }  // namespace tforge::kernels::cpu
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif

@@ -1,5 +1,9 @@
 // Tile products for processors with AVX-512: 12 rows by 2 vectors fill 24 of the 32 registers.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f"))), apply_to = function)
+#else
 #pragma GCC target("avx512f")
+#endif
 #include <immintrin.h>
 
 #include "kernels/cpu/tile_kernel.h"
@@ -43,3 +47,7 @@ TileProduct<double> tile_product_avx512<double>() {
 }
 
 }  // namespace tforge::kernels::cpu
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
