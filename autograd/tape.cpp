@@ -222,8 +222,8 @@ namespace {
 class IdentityReducer final : public Reducer {
  public:
   bool is_identity() const override { return true; }
-  void sum(Stream&, TensorView) override {}
-  void max(Stream&, TensorView) override {}
+  void sum(Stream&, ConstTensorView, TensorView) override {}
+  void max(Stream&, ConstTensorView, TensorView) override {}
 };
 }  // namespace
 

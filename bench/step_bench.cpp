@@ -20,6 +20,7 @@
 #include "train/config.h"
 #include "train/gradient_pass.h"
 #include "train/optimizer.h"
+#include "train/trainer.h"
 
 using namespace tforge;
 
@@ -75,7 +76,7 @@ int main(int argc, char** argv) {
                   {"warmup", "N", &warmup, "steps before them"},
                   {"threads", "N", &threads, "OpenMP threads a rank"},
                   {"tp", "N", &tp, "tensor-parallel ranks"},
-                  {"set", "KEY=VALUE", &set, "a key of [train] or [parallel], as for tf_train"},
+                  {"set", "KEY=VALUE", &set, "a key of [train], [parallel] or run.deterministic, as for tf_train"},
                   {"profile", "", &profile_wanted, "one step more, with a table of its kernels"},
                   {"link-gbs", "X", &link_gbs, "also predicts 8, 64 and 512 such ranks over links of X GB/s each way"},
                   {"link-us", "X", &link_us, "latency of a message over such a link, microseconds"}}};
@@ -95,7 +96,7 @@ int main(int argc, char** argv) {
     Allocator allocator;
     Stream stream;
     TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
-                      ShardPlan::even(config.model, mesh.tp));
+                      plan_shards(config, mesh.tp, nullptr));
     model.initialise(1);
     GradientPass gradients(config, model, mesh, allocator, stream);
     AdamW optimizer = make_optimizer(config, allocator, model.parameters(), gradients.buckets(), mesh);
@@ -110,8 +111,8 @@ int main(int argc, char** argv) {
       batch_of_rank.tokens.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i);
       batch_of_rank.targets.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i + 1);
     }
-    const auto next_batch = [&](std::int64_t, std::int64_t count) {
-      return MicroBatch{batch_of_rank.tokens.rows(0, count * seq), batch_of_rank.targets.rows(0, count * seq)};
+    const auto next_batch = [&](const MicroRange& now, const MicroRange&) {
+      return MicroBatch{batch_of_rank.tokens.rows(0, now.count * seq), batch_of_rank.targets.rows(0, now.count * seq)};
     };
     const auto traffic = [&] {
       const Communicator::Traffic a = mesh.dp_comm->traffic(), b = mesh.tp_comm->traffic();
@@ -124,7 +125,7 @@ int main(int argc, char** argv) {
       world.barrier();
       const auto start = std::chrono::steady_clock::now();
       gradients.run(-1, next_batch);
-      const double norm = optimizer.gradient_norm(stream, config.train, 0, mesh);
+      const double norm = optimizer.gradient_norm(stream, config.train, 0, mesh, model.reducer());
       optimizer.update(stream, config.train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
       gradients.share_values();
       return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

@@ -30,6 +30,34 @@ void add(Stream& stream, ConstTensorView a, ConstTensorView b, TensorView y) {
   with_compute_type("add", y.dtype, [&](auto t) { cpu::add<decltype(t)>(a, b, y); });
 }
 
+namespace {
+
+void check_parts(const char* op, Stream& stream, std::span<const ConstTensorView> parts, const ConstTensorView& y) {
+  check_device(op, stream);
+  if (parts.empty()) throw ShapeError("{}: no parts", op);
+  check_vector(op, "y", y, y.dtype, y.elements());
+  for (const ConstTensorView& part : parts) check_vector(op, "a part", part, y.dtype, y.elements());
+}
+
+Work work_of_parts(std::span<const ConstTensorView> parts, const ConstTensorView& y) {
+  const auto count = static_cast<double>(parts.size());
+  return {static_cast<double>(y.elements()) * (count - 1), bytes_of(y) * (count + 1)};
+}
+
+}  // namespace
+
+void add_in_order(Stream& stream, std::span<const ConstTensorView> parts, TensorView y) {
+  check_parts("add_in_order", stream, parts, y);
+  const ProfileScope scope(stream, "add_in_order", work_of_parts(parts, y));
+  with_compute_type("add_in_order", y.dtype, [&](auto t) { cpu::add_in_order<decltype(t)>(parts, y); });
+}
+
+void max_in_order(Stream& stream, std::span<const ConstTensorView> parts, TensorView y) {
+  check_parts("max_in_order", stream, parts, y);
+  const ProfileScope scope(stream, "max_in_order", work_of_parts(parts, y));
+  with_compute_type("max_in_order", y.dtype, [&](auto t) { cpu::max_in_order<decltype(t)>(parts, y); });
+}
+
 void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y) {
   check_device("scale", stream);
   check_matrix("scale", "y", y, y.dtype, y.rows(), y.columns());

@@ -1,6 +1,8 @@
 #pragma once
 // Element-wise helpers. f32 or f64, row strides allowed, operands of one shape and (but for convert) dtype; nothing is
 // allocated. Throws ShapeError, DTypeError.
+#include <span>
+
 #include "core/device.h"
 #include "core/tensor.h"
 
@@ -12,6 +14,10 @@ void fill(Stream& stream, TensorView y, double value);
 void add_to(Stream& stream, ConstTensorView x, GradMode mode, TensorView y);
 /// y = a + b; y may be a or b
 void add(Stream& stream, ConstTensorView a, ConstTensorView b, TensorView y);
+/// y = ((x_0 + x_1) + x_2) + ..., element by element, of one or more parts; all contiguous, y may be one of them.
+void add_in_order(Stream& stream, std::span<const ConstTensorView> parts, TensorView y);
+/// y = max over the parts, likewise; a NaN among them gives NaN.
+void max_in_order(Stream& stream, std::span<const ConstTensorView> parts, TensorView y);
 /// y = alpha * x; y may be x
 void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y);
 /// y = x in the dtype of y; one of them is f32, the other bf16. To bf16 it rounds to nearest, ties to even: what is too

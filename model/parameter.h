@@ -32,6 +32,7 @@ struct ParameterSpec {
   ShardBorders borders;  // rows of each tensor-parallel rank; unused when replicated
   Decay decay = Decay::yes;
   Bucketing bucketing = Bucketing::shared;
+  ShardBorders shards = {};  // the virtual shards that the borders follow, if they do
 };
 
 struct Parameter {

@@ -16,6 +16,7 @@
 #include "parallel/ops/gather_columns.h"
 #include "parallel/ops/reduce_from.h"
 #include "parallel/ops/reduce_scatter_columns.h"
+#include "parallel/ops/split_columns.h"
 #include "parallel/tp_reducer.h"
 
 namespace tforge {
@@ -50,6 +51,50 @@ ShardPlan ShardPlan::append(const ModelConfig& config, int tp, const std::array<
   return plan;
 }
 
+ShardPlan ShardPlan::dealt(const ModelConfig& config, int shards, int tp) {
+  if (tp > shards) {
+    throw ConfigError("parallel.virtual_tp = {} shards cannot be dealt to {} tensor-parallel ranks; use at most {}",
+                      shards, tp, shards);
+  }
+  const auto cut = [shards](std::int64_t rows, const std::string& what) {
+    if (rows < shards) {
+      throw ConfigError("{} = {} cannot be cut into parallel.virtual_tp = {} shards; use fewer shards", what, rows,
+                        shards);
+    }
+    return ShardBorders::even(rows, shards, what);
+  };
+  ShardPlan plan;
+  split_heads_and_vocab(plan, config, tp);
+  VirtualShards& cuts = plan.shards.emplace();
+  cuts.deal = ShardBorders::even(shards, tp, "parallel.virtual_tp");
+  for (const TokenGroup group : kTokenGroups) {
+    const auto g = static_cast<std::size_t>(group);
+    cuts.tokens[g] = cut(config.num_tokens(group), plan_key(group));
+    plan.tokens[g] = ShardBorders::of_ranks(cuts.tokens[g], cuts.deal);
+  }
+  cuts.vocab = cut(config.vocab, "model.vocab");
+  plan.vocab = ShardBorders::of_ranks(cuts.vocab, cuts.deal);
+  return plan;
+}
+
+namespace {
+
+RowShards shards_of_rank(const ShardBorders& shards, const ShardBorders& deal, int rank) {
+  return RowShards(
+      std::span(shards.borders)
+          .subspan(static_cast<std::size_t>(deal.begin(rank)), static_cast<std::size_t>(deal.count(rank)) + 1));
+}
+
+}  // namespace
+
+RowShards ShardPlan::token_shards(TokenGroup group, int rank) const {
+  return shards ? shards_of_rank(shards->tokens[static_cast<std::size_t>(group)], shards->deal, rank) : RowShards();
+}
+
+RowShards ShardPlan::vocab_shards(int rank) const {
+  return shards ? shards_of_rank(shards->vocab, shards->deal, rank) : RowShards();
+}
+
 std::string TokenFormer::layer_path(std::int64_t layer, TokenGroup group) {
   return group == TokenGroup::ffn ? fmt::format("layers.{}.ffn", layer)
                                   : fmt::format("layers.{}.attention.{}", layer, name_of(group));
@@ -63,11 +108,14 @@ std::vector<ParameterSpec> TokenFormer::specs(const ModelConfig& config, const S
   std::vector<ParameterSpec> specs;
   specs.push_back(
       {"embedding", Shape{config.vocab, config.dim}, Placement::sharded, plan.vocab, Decay::yes, Bucketing::alone});
+  if (plan.shards) specs.back().shards = plan.shards->vocab;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (const TokenGroup group : kTokenGroups) {
       for (const char* role : {".keys", ".values"}) {
+        const auto g = static_cast<std::size_t>(group);
         specs.push_back({layer_path(layer, group) + role, Shape{config.num_tokens(group), config.dim},
-                         Placement::sharded, plan.tokens[static_cast<std::size_t>(group)], Decay::yes});
+                         Placement::sharded, plan.tokens[g], Decay::yes});
+        if (plan.shards) specs.back().shards = plan.shards->tokens[g];
       }
     }
   }
@@ -78,8 +126,10 @@ std::vector<ParameterSpec> TokenFormer::specs(const ModelConfig& config, const S
 
 TokenFormer::TokenFormer(Allocator& allocator, Stream& stream, const ModelConfig& config, DType dtype, Communicator& tp,
                          const ShardPlan& plan)
-    : config_(config), plan_(plan), tp_(tp), allocator_(allocator), reducer_(std::make_unique<TpReducer>(tp)) {
+    : config_(config), plan_(plan), tp_(tp), allocator_(allocator) {
   config_.validate();
+  if (plan_.shards) reducer_ = std::make_unique<ShardReducer>(allocator, tp, plan_.shards->deal);
+  else reducer_ = std::make_unique<TpReducer>(tp);
   parameters_ = std::make_unique<ParameterSet>(allocator, specs(config_, plan_), dtype, tp.rank());
   scales_.resize(static_cast<std::size_t>(config_.layers));
   layers_.resize(static_cast<std::size_t>(config_.layers));
@@ -87,7 +137,8 @@ TokenFormer::TokenFormer(Allocator& allocator, Stream& stream, const ModelConfig
     for (const TokenGroup group : kTokenGroups) {
       const std::string path = layer_path(layer, group);
       layers_[static_cast<std::size_t>(layer)].tokens[static_cast<std::size_t>(group)] = {
-          parameters_->find(path + ".keys").var, parameters_->find(path + ".values").var, 1.0};
+          parameters_->find(path + ".keys").var, parameters_->find(path + ".values").var, 1.0,
+          plan_.token_shards(group, tp.rank())};
       set_scale(layer, group, initial_scale(config_.norm, config_.num_tokens(group)));
     }
   }
@@ -108,7 +159,8 @@ TokenFormer::TokenFormer(Allocator& allocator, Stream& stream, const ModelConfig
   head_columns_.groups = {heads};
   vocab_columns_.groups = {vocab};
   qkv_columns_.groups = {heads, heads, heads};
-  qkv_columns_.common = config_.norm == PattentionNorm::l2_norm_gelu ? 0 : 3;
+  // With virtual shards rows are normalised before they are cut into heads.
+  qkv_columns_.common = config_.norm == PattentionNorm::l2_norm_gelu || reducer_->by_shard() ? 0 : 3;
 }
 
 void TokenFormer::initialise(std::uint64_t seed) {
@@ -144,7 +196,8 @@ PattentionTokens TokenFormer::tokens_of(std::int64_t layer, TokenGroup group) co
 
 Var TokenFormer::embed(Tape& tape, const Tensor& tokens, LookupSync* lookup) {
   const Var table = lookup == nullptr ? embedding_ : Var(embedding_.value());
-  const Var h = reduce_from(tape, embedding(tape, tokens, table, plan_.vocab.begin(tp_.rank())), tp_);
+  const Var h = completed(
+      tape, embedding(tape, tokens, table, plan_.vocab.begin(tp_.rank()), plan_.vocab_shards(tp_.rank()), *reducer_));
   return lookup == nullptr ? h : lookup->leaf(h.value(), tokens);
 }
 
@@ -155,14 +208,29 @@ void TokenFormer::enter(std::int64_t layer, TokenGroup group) const {
   set_place(parameters_->all()[before].path());
 }
 
+Var TokenFormer::completed(Tape& tape, Var partial) {
+  return reducer_->by_shard() ? partial : reduce_from(tape, std::move(partial), tp_);
+}
+
+Var TokenFormer::shared(Tape& tape, Var x) { return reducer_->by_shard() ? x : copy_to(tape, x, tp_); }
+
+Var TokenFormer::gather_heads(Tape& tape, const Var& x) {
+  return gather_columns(tape, x, head_columns_, tp_, reducer_->by_shard() ? Incoming::complete : Incoming::partial);
+}
+
+HeadShards TokenFormer::head_shards() const { return {plan_.vocab_shards(tp_.rank()), config_.vocab}; }
+
 /// [q | k | v] of this rank's heads, before rotation.
 Var TokenFormer::attention_input(Tape& tape, const Var& h, std::int64_t layer) {
   enter(layer, TokenGroup::query);
-  const Var u = copy_to(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps), tp_);
+  const Var u = shared(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps));
   const std::array<PattentionTokens, 3> qkv = {tokens_of(layer, TokenGroup::query), tokens_of(layer, TokenGroup::key),
                                                tokens_of(layer, TokenGroup::value)};
   const std::array<double, 3> scales = {qkv[0].scale, qkv[1].scale, qkv[2].scale};
   const Var partial = pattention(tape, u, qkv, config_.norm, *reducer_);
+  if (reducer_->by_shard()) {
+    return split_columns(tape, row_normalize(tape, partial, scales, config_.norm), qkv_columns_, tp_);
+  }
   return row_normalize(tape, reduce_scatter_columns(tape, partial, qkv_columns_, tp_), scales, config_.norm);
 }
 
@@ -171,7 +239,7 @@ Var TokenFormer::project(Tape& tape, const Var& x, std::int64_t layer, TokenGrou
   enter(layer, group);
   const std::array<PattentionTokens, 1> tokens = {tokens_of(layer, group)};
   const std::array<double, 1> scales = {tokens[0].scale};
-  return row_normalize(tape, reduce_from(tape, pattention(tape, x, tokens, config_.norm, *reducer_), tp_), scales,
+  return row_normalize(tape, completed(tape, pattention(tape, x, tokens, config_.norm, *reducer_)), scales,
                        config_.norm);
 }
 
@@ -180,10 +248,10 @@ Var TokenFormer::block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq) 
   qkv = rotary(tape, std::move(qkv), cosine_, sine_, local_heads(), seq);
   Var a = causal_attention(tape, qkv, h.shape().rows() / seq, local_heads());
   qkv = {};
-  a = gather_columns(tape, a, head_columns_, tp_);
+  a = gather_heads(tape, a);
   h = residual(tape, h, project(tape, a, layer, TokenGroup::proj));
   a = {};
-  const Var u = copy_to(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps), tp_);
+  const Var u = shared(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps));
   return residual(tape, h, project(tape, u, layer, TokenGroup::ffn));
 }
 
@@ -205,18 +273,19 @@ Var TokenFormer::hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, st
 }
 
 Var TokenFormer::final_norm(Tape& tape, const Var& h) {
-  return copy_to(tape, layer_norm(tape, h, final_weight_, final_bias_, config_.layernorm_eps), tp_);
+  return shared(tape, layer_norm(tape, h, final_weight_, final_bias_, config_.layernorm_eps));
 }
 
 HeadLoss TokenFormer::loss(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch, double weight,
                            LookupSync* lookup) {
   const Var x = final_norm(tape, hidden(tape, tokens, batch, nullptr, lookup));
-  return head_cross_entropy(tape, x, embedding_, targets, plan_.vocab.begin(tp_.rank()), weight, *reducer_);
+  return head_cross_entropy(tape, x, embedding_, targets, plan_.vocab.begin(tp_.rank()), weight, *reducer_,
+                            head_shards());
 }
 
 Tensor TokenFormer::nll(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch) {
   const Var x = final_norm(tape, hidden(tape, tokens, batch));
-  return head_nll(tape, x, embedding_, targets, plan_.vocab.begin(tp_.rank()), *reducer_);
+  return head_nll(tape, x, embedding_, targets, plan_.vocab.begin(tp_.rank()), *reducer_, head_shards());
 }
 
 Tensor TokenFormer::whole_logits(Tape& tape, const Var& h) {
@@ -274,9 +343,9 @@ Tensor TokenFormer::extend(Tape& tape, const Tensor& tokens, KvCache& cache) {
     kernels::causal_attention_forward(stream, shape, qkv.view().column_range(0, c),
                                       static_cast<const Tensor&>(keys).view(),
                                       static_cast<const Tensor&>(values).view(), out.view(), {}, workspace.view());
-    const Var a = gather_columns(tape, Var(std::move(out)), head_columns_, tp_);
+    const Var a = gather_heads(tape, Var(std::move(out)));
     h = residual(tape, h, project(tape, a, layer, TokenGroup::proj));
-    const Var u = copy_to(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps), tp_);
+    const Var u = shared(tape, layer_norm(tape, h, {}, {}, config_.layernorm_eps));
     h = residual(tape, h, project(tape, u, layer, TokenGroup::ffn));
   }
   cache.length_ += n;

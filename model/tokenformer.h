@@ -10,9 +10,12 @@
 // Over the tensor-parallel axis: parameter tokens, attention heads and vocabulary rows are sharded by rows; hidden
 // states are replicated. Collectives of a layer, forward: one all-reduce of [T, 3] and one reduce-scatter of [T, 3 d]
 // for q, k, v; one all-gather of [T, d]; one all-reduce of [T, d] (plus row numbers) each for proj and ffn.
+// With virtual shards (ShardPlan::dealt) an op computes each shard that the rank holds apart and all-gathers what the
+// shards give, to add it in the order of the shards; q, k, v and the heads' gradients are then cut, and nothing sent.
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -28,17 +31,32 @@
 
 namespace tforge {
 
+/// What the ranks of tp hold when nothing may depend on how many they are: whole virtual shards, cut by the shapes
+/// alone.
+struct VirtualShards {
+  ShardBorders deal;                   // of the shards, by rank
+  std::array<ShardBorders, 5> tokens;  // by TokenGroup, of the rows by shard
+  ShardBorders vocab;
+};
+
 /// Which rows of what each tensor-parallel rank owns.
 struct ShardPlan {
   std::array<ShardBorders, 5> tokens;  // by TokenGroup, the same in all layers
   ShardBorders vocab;
   ShardBorders heads;
+  std::optional<VirtualShards> shards;  // if they decide about tokens and vocab
 
   /// Even splits. Throws ConfigError when tp is larger than a token count, the heads or the vocabulary.
   static ShardPlan even(const ModelConfig& config, int tp);
   /// Parameter tokens: old ranks keep their rows, added ranks own the added tokens (ShardBorders::append); heads and
   /// vocabulary are split evenly. Throws ConfigError.
   static ShardPlan append(const ModelConfig& config, int tp, const std::array<ShardBorders, 5>& old_tokens);
+  /// `shards` virtual shards, evenly cut and evenly dealt; heads are split evenly over the ranks, as each is computed
+  /// apart from the others. Throws ConfigError when there are fewer shards than ranks, or more than tokens or words.
+  static ShardPlan dealt(const ModelConfig& config, int shards, int tp);
+  /// The shards of the rows that a rank owns of a group, or of the vocabulary: of this plan's memory.
+  RowShards token_shards(TokenGroup group, int rank) const;
+  RowShards vocab_shards(int rank) const;
 };
 
 /// Keys and values of the positions seen so far, for generation.
@@ -71,6 +89,8 @@ class TokenFormer {
   ParameterSet& parameters() { return *parameters_; }
   const ParameterSet& parameters() const { return *parameters_; }
   DType dtype() const { return parameters_->dtype(); }
+  /// How its ops reduce over the tensor-parallel axis.
+  Reducer& reducer() { return *reducer_; }
 
   /// Published initialisation: keys and embedding N(0, 0.02^2), values N(0, (2 / (L sqrt(d)))^2), final LayerNorm 1 and
   /// 0, scales from the token counts.
@@ -117,6 +137,12 @@ class TokenFormer {
   Var embed(Tape& tape, const Tensor& tokens, LookupSync* lookup = nullptr);
   Var final_norm(Tape& tape, const Var& h);
   Tensor whole_logits(Tape& tape, const Var& h);
+  /// Completes what an op gives over the tensor-parallel axis, and hands it a value whose gradient will be complete:
+  /// with virtual shards ops do both.
+  Var completed(Tape& tape, Var partial);
+  Var shared(Tape& tape, Var x);
+  Var gather_heads(Tape& tape, const Var& x);
+  HeadShards head_shards() const;
   std::int64_t local_heads() const { return plan_.heads.count(tp_.rank()); }
 
   ModelConfig config_;

@@ -48,6 +48,15 @@ ShardBorders ShardBorders::append(const ShardBorders& old, std::int64_t rows, in
   return result;
 }
 
+ShardBorders ShardBorders::of_ranks(const ShardBorders& shards, const ShardBorders& deal) {
+  ShardBorders result;
+  result.borders.reserve(deal.borders.size());
+  for (const std::int64_t shard : deal.borders) {
+    result.borders.push_back(shards.borders.at(static_cast<std::size_t>(shard)));
+  }
+  return result;
+}
+
 std::int64_t ShardBorders::moved_rows(const ShardBorders& from, const ShardBorders& to) {
   std::int64_t moved = 0;
   for (int r = 0; r < to.ranks(); ++r) {

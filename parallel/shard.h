@@ -27,6 +27,9 @@ struct ShardBorders {
   /// Throws ConfigError naming `what` when ranks < old.ranks() or when an added rank would own nothing.
   static ShardBorders append(const ShardBorders& old, std::int64_t rows, int ranks, const std::string& what);
 
+  /// The rows of ranks that hold whole shards: rank r those of the shards deal.begin(r) .. deal.end(r).
+  static ShardBorders of_ranks(const ShardBorders& shards, const ShardBorders& deal);
+
   /// Rows that rank r of the new borders owns and did not own under the old ones although they existed: the old rows
   /// that move.
   static std::int64_t moved_rows(const ShardBorders& from, const ShardBorders& to);

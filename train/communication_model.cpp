@@ -68,6 +68,49 @@ void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& 
   to.add("loss", MeshAxis::dp, Collective::all_reduce, 1, 8);
 }
 
+void add_data_parallel_by_shard(Exchanges& to, const RunConfig& config, std::span<const Bucket> buckets,
+                                const MeshPlace& place) {
+  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
+  const std::int64_t here = deal_shards(config, place.dp).count(place.dp_index);
+  const std::int64_t piece = std::max<std::int64_t>(bucket_bytes(config) / e, 1);
+  std::int64_t elements = 0, owned = 0;
+  for (const Bucket& b : buckets) {
+    elements += b.elements();
+    owned += b.elements(place.dp_index);
+  }
+  to.add("gradients", MeshAxis::dp, Collective::all_gather, (elements + piece - 1) / piece, here * elements * e);
+  if (config.parallel.zero == 1) {
+    to.add("values", MeshAxis::dp, Collective::all_gather, static_cast<std::int64_t>(buckets.size()), owned * e);
+  }
+  to.add("loss", MeshAxis::dp, Collective::all_gather, 1, 8 * here);
+}
+
+/// One micro-batch of T rows.
+void add_tensor_parallel_by_shard(Exchanges& to, const RunConfig& config, const ShardPlan& plan, const MeshPlace& place,
+                                  std::int64_t T) {
+  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
+  const std::int64_t layers = config.model.layers, d = config.model.dim;
+  const std::int64_t c = plan.heads.count(place.tp_index) * config.model.head_dim();
+  const std::int64_t te = T * e, kte = plan.shards->deal.count(place.tp_index) * te;
+  const PattentionNorm norm = config.model.norm;
+  const std::int64_t extra = norm == PattentionNorm::l2_norm_gelu ? 0 : 1;  // columns beside the values of a Pattention
+  const std::int64_t forward = layers * (config.train.saves.recompute == Recompute::block ? 2 : 1);
+  const auto add = [&](const char* what, std::int64_t calls, std::int64_t bytes) {
+    to.add(what, MeshAxis::tp, Collective::all_gather, calls, bytes);
+  };
+  add("lookup", 1, kte * d);
+  add("q, k, v", forward, forward * kte * 3 * (d + extra));
+  add("heads", forward, forward * te * c);
+  add("proj and ffn", 2 * forward, 2 * forward * kte * (d + extra));
+  const std::int64_t row_numbers =
+      (norm == PattentionNorm::gelu_l2_norm ? 0 : forward) + (norm == PattentionNorm::l2_norm_gelu ? layers : 0);
+  if (row_numbers > 0) add("row numbers", 3 * row_numbers, 5 * row_numbers * kte);
+  add("inputs, backward", 3 * layers, 3 * layers * kte * d);
+  add("q, k, v, backward", layers, layers * te * 3 * c);
+  const std::int64_t chunk = head_chunk_rows(T, config.model.vocab);
+  add("head", 3 * ((T + chunk - 1) / chunk), kte * (3 + d));
+}
+
 /// One micro-batch of T rows.
 void add_tensor_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, const MeshPlace& place,
                          std::int64_t T) {
@@ -101,14 +144,22 @@ void add_tensor_parallel(Exchanges& to, const RunConfig& config, const ShardPlan
 std::vector<Exchange> step_exchanges(const RunConfig& config, const ShardPlan& plan, std::span<const Bucket> buckets,
                                      const MeshPlace& place) {
   Exchanges all;
-  if (place.dp > 1) add_data_parallel(all, config, plan, buckets, place);
+  const bool by_shard = plan.shards.has_value();
+  if (place.dp > 1) {
+    if (by_shard) add_data_parallel_by_shard(all, config, buckets, place);
+    else add_data_parallel(all, config, plan, buckets, place);
+  }
   if (place.tp > 1) {
-    const std::int64_t mine = deal_sequences(config, place.dp).count(place.dp_index);
-    const std::int64_t micro = micro_batch(config, mine);
-    for (std::int64_t done = 0; done < mine; done += micro) {
-      add_tensor_parallel(all, config, plan, place, std::min(micro, mine - done) * config.seq());
+    for (const MicroRange& micro : micro_batches(config, place.dp, place.dp_index)) {
+      const std::int64_t rows = micro.count * config.seq();
+      if (by_shard) add_tensor_parallel_by_shard(all, config, plan, place, rows);
+      else add_tensor_parallel(all, config, plan, place, rows);
     }
-    all.add("norm", MeshAxis::tp, Collective::all_reduce, 1, 8);
+    if (by_shard) {
+      all.add("norm", MeshAxis::tp, Collective::all_gather, 1, 8 * plan.shards->deal.count(place.tp_index));
+    } else {
+      all.add("norm", MeshAxis::tp, Collective::all_reduce, 1, 8);
+    }
   }
   return all.take();
 }

@@ -58,6 +58,13 @@ struct Exchange {
 ///               train.recompute = "block": what forward sends, once more
 ///   head        all_reduce: of T e (maximum) and 2 T e (sums) in chunks of rows, and T d e backward
 /// and once a step of 8 for the norm.
+/// With run.deterministic = "layout_independent" every sum is an all_gather of what the k virtual shards of this rank
+/// give. Over dp: gradients, k times all of them in pieces of parallel.bucket_mb; loss 8 k; values as above. Over tp:
+///   lookup      k T d e
+///   a layer     forward: q, k, v k T 3 d e; heads T c_r e; proj and ffn 2 k T d e (gelu_l2_norm and softmax: a column
+///               more each); backward: the inputs of q, k, v, of proj and of ffn 3 k T d e; q, k, v T 3 c_r e
+///               row numbers k times those above
+///   head        k T (1 + 2 + d) e in chunks of rows;   norm 8 k
 std::vector<Exchange> step_exchanges(const RunConfig& config, const ShardPlan& plan, std::span<const Bucket> buckets,
                                      const MeshPlace& place);
 

@@ -233,6 +233,11 @@ LoadedConfig parse_config(std::string_view text, const std::string& source, cons
       throw ConfigError("{}: {} is missing: {}", source, field.key, field.doc);
     }
   }
+  // Whoever asked for the mode has not asked for a default that it cannot have.
+  if (loaded.config.run.deterministic == Determinism::layout_independent &&
+      !loaded.given.contains("parallel.reduction")) {
+    loaded.config.parallel.reduction = Reduction::blocking;
+  }
   with_place(loaded, source, [&] { validate(loaded.config); });
   return loaded;
 }
@@ -271,12 +276,22 @@ std::vector<std::string> diff(const RunConfig& before, const RunConfig& after) {
 }
 
 RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
+  const bool same_shards = stored.run.deterministic == Determinism::layout_independent &&
+                           asked.config.run.deterministic == Determinism::layout_independent;
   for (const Field& field : config_fields()) {
     const auto given = asked.given.find(field.key);
-    if (!field.key.starts_with("model.") || given == asked.given.end()) continue;
+    const bool fixed = field.key.starts_with("model.") || (same_shards && field.key.starts_with("parallel.virtual_"));
+    if (!fixed || given == asked.given.end()) continue;
     const std::string truth = value_text(field.get(stored));
     const std::string wish = value_text(field.get(asked.config));
     if (wish == truth || (field.key == "model.vocab" && asked.config.model.vocab == 0)) continue;
+    if (!field.key.starts_with("model.")) {
+      throw ConfigError(
+          "{}: {} = {} contradicts the checkpoint, which has {} virtual shards; remove the key, or give up the same "
+          "bits "
+          "with run.deterministic = \"same_layout\"",
+          given->second, field.key, wish, truth);
+    }
     throw ConfigError(
         "{}: {} = {} contradicts the checkpoint, which has {}; remove the key, or start a new run in "
         "another run.dir (tf_expand makes a model larger)",
@@ -284,6 +299,10 @@ RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
   }
   RunConfig result = asked.config;
   result.model = stored.model;
+  if (same_shards) {
+    result.parallel.virtual_dp = stored.parallel.virtual_dp;
+    result.parallel.virtual_tp = stored.parallel.virtual_tp;
+  }
   with_place(asked, "resume", [&] { validate(result); });
   return result;
 }

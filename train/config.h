@@ -26,6 +26,9 @@ enum class OldRows : std::uint8_t { train, freeze, rate };
 /// Which tensor-parallel rank owns which parameter tokens (parallel/shard.h).
 enum class TokenShards : std::uint8_t { even, append };
 
+/// What gives the same bits: the same layout of ranks, or any (docs/conventions.md).
+enum class Determinism : std::uint8_t { same_layout, layout_independent };
+
 struct DataConfig {
   std::string path;
 };
@@ -79,6 +82,7 @@ struct RunSettings {
   std::int64_t threads = 0;       // 0: cores of the affinity mask / ranks on the node
   std::string resume = "auto";    // "auto", "never" or the path of a checkpoint
   std::int64_t expect_ranks = 0;  // 0: only what the launcher says
+  Determinism deterministic = Determinism::same_layout;
   Device device = Device::cpu;
   double grace_s = 30;            // seconds from SIGTERM to SIGKILL
   std::int64_t max_restarts = 3;  // without a new step; 0: any number
@@ -91,6 +95,7 @@ struct ParallelConfig {
   Reduction reduction = Reduction::nonblocking;
   double bucket_mb = 4;
   std::int64_t zero = 0;  // 1: ZeRO-1
+  std::int64_t virtual_dp = 4, virtual_tp = 4;
   double timeout_s = 600;
   std::string heartbeat = "udp";  // WorldOptions::heartbeat
 };
@@ -134,7 +139,8 @@ std::string to_toml(const RunConfig& config);
 std::vector<std::string> diff(const RunConfig& before, const RunConfig& after);
 
 /// The configuration of a run that goes on from a checkpoint: `asked`, with the checkpoint's [model].
-/// Throws ConfigError naming both values for a key of [model] that was given and contradicts the checkpoint.
+/// Throws ConfigError naming both values for a key of [model] that was given and contradicts the checkpoint. Where both
+/// are "layout_independent", the numbers of virtual shards are the checkpoint's in the same way.
 /// What else changed is diff(stored, result), to be logged and recorded.
 RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked);
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "parallel/communicator.h"
+#include "parallel/ordered_sum.h"
 
 namespace tforge {
 
@@ -189,6 +190,8 @@ std::vector<Field> make_fields() {
                    "auto: from the latest checkpoint in run.dir; never; or a checkpoint's path"));
   f.push_back(integer("run.expect_ranks", MEMBER(run.expect_ranks), at_least(0),
                       "fails at once with another number of ranks; 0: only asks the launcher"));
+  f.push_back(choice("run.deterministic", MEMBER(run.deterministic), {"same_layout", "layout_independent"},
+                     "what gives the same bits: the same parallel.dp and parallel.tp; or any, at a price"));
   f.push_back(choice("run.device", MEMBER(run.device), {"cpu"}, "where the model computes"));
   f.push_back(number_field("run.grace_s", FieldType::duration, MEMBER(run.grace_s), positive(),
                            "time from SIGTERM to SIGKILL (SLURM: KillWait), in which the run stops"));
@@ -203,11 +206,17 @@ std::vector<Field> make_fields() {
                      "borders of parameter tokens: split anew, or added ranks own only added tokens"));
   f.push_back(choice("parallel.reduction", MEMBER(parallel.reduction), {"blocking", "nonblocking", "polled"},
                      "sum of the gradients over dp: after backward; started bucket by bucket while it runs; likewise, "
-                     "and helped on after each op"));
+                     "and helped on after each op; with run.deterministic = \"layout_independent\" the first"));
   f.push_back(real("parallel.bucket_mb", MEMBER(parallel.bucket_mb), positive(),
                    "MiB of gradients that are reduced together while backward runs"));
   f.push_back(integer("parallel.zero", MEMBER(parallel.zero), between(0, 1),
                       "moments of AdamW: 0: on every rank that has the parameter; 1: each on one rank of dp (ZeRO-1)"));
+  f.push_back(
+      integer("parallel.virtual_dp", MEMBER(parallel.virtual_dp), between(1, kMaxShards),
+              "with run.deterministic = \"layout_independent\": shards of the batch, dealt whole to the ranks of "
+              "dp; the checkpoint's on resume"));
+  f.push_back(integer("parallel.virtual_tp", MEMBER(parallel.virtual_tp), between(1, kMaxShards),
+                      "likewise: shards of parameter tokens and vocabulary, dealt to the ranks of tp"));
   f.push_back(duration("parallel.timeout_s", MEMBER(parallel.timeout_s),
                        "longest time of one collective before the job ends with code 12; 0 waits for ever"));
   f.push_back(text("parallel.heartbeat", MEMBER(parallel.heartbeat), Text::required,
@@ -231,6 +240,44 @@ const Field* find_field(std::string_view key) {
   }
   return nullptr;
 }
+
+namespace {
+
+/// What run.deterministic = "layout_independent" asks of the other keys.
+void validate_virtual_shards(const RunConfig& config) {
+  const ParallelConfig& parallel = config.parallel;
+  if (parallel.reduction != Reduction::blocking) {
+    throw ConfigError(
+        "parallel.reduction = \"{}\" adds in the order of the ranks; with run.deterministic = \"layout_independent\" "
+        "it is \"blocking\"",
+        parallel.reduction == Reduction::nonblocking ? "nonblocking" : "polled");
+  }
+  if (parallel.token_shards == TokenShards::append) {
+    throw ConfigError(
+        "parallel.token_shards = \"append\": with run.deterministic = \"layout_independent\" shards are cut by the "
+        "shapes alone, so it is \"even\"");
+  }
+  if (parallel.dp > parallel.virtual_dp) {
+    throw ConfigError("parallel.dp = {} is more than the parallel.virtual_dp = {} shards that can be dealt",
+                      parallel.dp, parallel.virtual_dp);
+  }
+  if (parallel.tp > parallel.virtual_tp) {
+    throw ConfigError("parallel.tp = {} is more than the parallel.virtual_tp = {} shards that can be dealt",
+                      parallel.tp, parallel.virtual_tp);
+  }
+  if (config.train.batch < parallel.virtual_dp) {
+    throw ConfigError("train.batch = {} leaves some of parallel.virtual_dp = {} shards without a sequence",
+                      config.train.batch, parallel.virtual_dp);
+  }
+  for (const TokenGroup group : kTokenGroups) {
+    if (config.model.num_tokens(group) < parallel.virtual_tp) {
+      throw ConfigError("model.tokens.{} = {} cannot be cut into parallel.virtual_tp = {} shards", name_of(group),
+                        config.model.num_tokens(group), parallel.virtual_tp);
+    }
+  }
+}
+
+}  // namespace
 
 void validate(const RunConfig& config) {
   ModelConfig model = config.model;
@@ -261,6 +308,7 @@ void validate(const RunConfig& config) {
   if (config.parallel.dp == 0 && config.parallel.tp == 0) {
     throw ConfigError("parallel.dp = 0 and parallel.tp = 0: one of them can be derived, so give the other");
   }
+  if (config.run.deterministic == Determinism::layout_independent) validate_virtual_shards(config);
 }
 
 }  // namespace tforge

@@ -64,21 +64,24 @@ EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptio
 
   // Windows of like length go together, so that little is computed for padding.
   std::ranges::stable_sort(plan.windows, std::greater<>(), &Window::inputs);
+  const bool by_batch = model.plan().shards.has_value();
+  const auto batch = static_cast<std::size_t>(options.batch), ranks = static_cast<std::size_t>(mesh.dp);
+  const std::size_t dealt_at_once = by_batch ? batch : 1;
   std::vector<Window> mine;
-  for (std::size_t i = static_cast<std::size_t>(mesh.dp_index); i < plan.windows.size();
-       i += static_cast<std::size_t>(mesh.dp)) {
-    mine.push_back(plan.windows[i]);
+  for (std::size_t i = 0; i < plan.windows.size(); ++i) {
+    if (i / dealt_at_once % ranks == static_cast<std::size_t>(mesh.dp_index)) mine.push_back(plan.windows[i]);
   }
+  // One sum a batch where whole batches are dealt, 0 for those of other ranks; otherwise one in all.
+  std::vector<double> sums(by_batch ? (plan.windows.size() + batch - 1) / batch : 1);
   // Between the batches that every rank has.
-  const std::size_t fewest = std::max<std::size_t>(plan.windows.size() / static_cast<std::size_t>(mesh.dp), 1);
-  const std::size_t polls = (fewest - 1) / static_cast<std::size_t>(options.batch);
+  const std::size_t fewest = by_batch ? sums.size() / ranks : (plan.windows.size() / ranks + batch - 1) / batch;
+  const std::size_t polls = std::max<std::size_t>(fewest, 1) - 1;
   Tape tape(allocator, stream, TapeMode::inference);
   std::vector<std::int32_t> buffer(static_cast<std::size_t>(context) + 1);
-  double sum = 0;
-  for (std::size_t first = 0; first < mine.size(); first += static_cast<std::size_t>(options.batch)) {
-    const std::size_t number = first / static_cast<std::size_t>(options.batch);
+  for (std::size_t first = 0; first < mine.size(); first += batch) {
+    const std::size_t number = first / batch;
     if (options.poll && number >= 1 && number <= polls) options.poll();
-    const std::size_t count = std::min(mine.size() - first, static_cast<std::size_t>(options.batch));
+    const std::size_t count = std::min(mine.size() - first, batch);
     const std::int64_t seq = mine[first].inputs;  // the longest
     const Shape shape{static_cast<std::int64_t>(count) * seq};
     Tensor tokens = Tensor::zeros(allocator, shape, DType::i32, Purpose::activations);
@@ -93,10 +96,12 @@ EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptio
                 targets.span<std::int32_t>().begin() + at + window.skipped);
     }
     const Tensor nll = model.nll(tape, tokens, targets, static_cast<std::int64_t>(count));
+    double& sum = sums[by_batch ? first / batch * ranks + static_cast<std::size_t>(mesh.dp_index) : 0];
     for (const double value : nll.span<double>()) sum += value;
   }
-  mesh.dp_comm->all_reduce(stream, TensorView{&sum, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
-  plan.totals.nll_sum = sum;
+  const Shape all{static_cast<std::int64_t>(sums.size())};
+  mesh.dp_comm->all_reduce(stream, TensorView{sums.data(), DType::f64, Device::cpu, all, all[0]}, ReduceOp::sum);
+  for (const double sum : sums) plan.totals.nll_sum += sum;
   return plan.totals;
 }
 

@@ -33,8 +33,10 @@ struct EvalResult {
   double bits_per_byte() const;    // nll_sum / ln 2 / bytes
 };
 
-/// Windows are dealt to the dp ranks; every rank returns the same result. Collective over the mesh.
-/// Throws ConfigError for a context past max_seq or a stride outside 1 .. context, DataError when nothing is scored.
+/// Windows are dealt to the dp ranks; every rank returns the same result. Collective over the mesh. Of a model of
+/// virtual shards the result is the same on any ranks, bit by bit: whole batches of windows are dealt, and their sums
+/// are added in the order of the batches. Throws ConfigError for a context past max_seq or a stride outside 1 ..
+/// context, DataError when nothing is scored.
 EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptions& options, Mesh& mesh,
                     Allocator& allocator, Stream& stream);
 

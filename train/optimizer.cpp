@@ -7,6 +7,7 @@
 #include "core/errors.h"
 #include "kernels/adamw.h"
 #include "parallel/grad_sync.h"
+#include "parallel/ordered_sum.h"
 
 namespace tforge {
 
@@ -54,12 +55,12 @@ AdamW::AdamW(Allocator& allocator, ParameterSet& parameters, const std::vector<R
   }
 }
 
-AdamW::Span AdamW::owned_part(const Parameter& p, const State& s, std::size_t segment) {
-  const std::int64_t begin = p.first_row + s.owned.first;
+AdamW::Span AdamW::part_of_segment(const Parameter& p, const State& s, const RowRange& rows, std::size_t segment) {
+  const std::int64_t begin = p.first_row + rows.first;
   const std::int64_t segment_end =
       segment + 1 < s.segments.size() ? s.segments[segment + 1].first_row : p.spec.shape[0];
   const std::int64_t first = std::max(s.segments[segment].first_row, begin);
-  const std::int64_t end = std::min(segment_end, begin + s.owned.rows);
+  const std::int64_t end = std::min(segment_end, begin + rows.rows);
   return {first - begin, std::max<std::int64_t>(end - first, 0), segment};
 }
 
@@ -70,7 +71,7 @@ void AdamW::reset_older_than(std::int64_t stage) {
     for (std::size_t k = 0; k < s.segments.size(); ++k) {
       if (s.segments[k].stage >= stage) continue;
       s.segments[k].age = 0;
-      const Span span = owned_part(p, s, k);
+      const Span span = part_of_segment(p, s, s.owned, k);
       if (span.rows == 0) continue;
       s.m.rows(span.first, span.rows).fill_zero();
       s.v.rows(span.first, span.rows).fill_zero();
@@ -94,12 +95,50 @@ void AdamW::for_each_trained_span(const TrainConfig& config, std::int64_t stage,
       if (segment.stage > 0 && segment.age < warmup) {
         rate *= static_cast<double>(segment.age + 1) / static_cast<double>(warmup);
       }
-      f(i - 1, p, s, owned_part(p, s, k), rate);
+      f(i - 1, p, s, part_of_segment(p, s, s.owned, k), rate);
     }
   }
 }
 
-double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, const Mesh& mesh) const {
+double AdamW::norm_by_shard(Stream& stream, const TrainConfig& config, std::int64_t stage, Reducer& shards) const {
+  std::array<double, kMaxShards> squares{};
+  double replicated = 0;
+  std::int64_t here = 0;
+  // Calls f(number of the shard among those held here, its rows of p).
+  const auto for_each_shard = [](const Parameter& p, auto&& f) {
+    std::int64_t number = 0;
+    for (int i = 0; i < p.spec.shards.ranks(); ++i) {
+      const RowRange rows{p.spec.shards.begin(i) - p.first_row, p.spec.shards.count(i)};
+      if (rows.first >= 0 && rows.first + rows.rows <= p.rows) f(number++, rows);
+    }
+  };
+  for (const Parameter& p : parameters_.all()) {
+    if (p.spec.placement != Placement::sharded) continue;
+    for_each_shard(p, [&](std::int64_t number, const RowRange&) { here = std::max(here, number + 1); });
+  }
+  for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State& s, const Span& owned, double) {
+    const auto add = [&](const RowRange& rows, double& to) {
+      const Span span = part_of_segment(p, s, rows, owned.segment);
+      if (span.rows > 0) {
+        to += kernels::sum_of_squares(stream, p.gradient.rows(rows.first + span.first, span.rows).view());
+      }
+    };
+    if (p.spec.placement == Placement::replicated) {
+      add({0, p.rows}, replicated);
+    } else {
+      for_each_shard(
+          p, [&](std::int64_t number, const RowRange& rows) { add(rows, squares[static_cast<std::size_t>(number)]); });
+    }
+  });
+  double total = 0;
+  shards.sum(stream, ConstTensorView{squares.data(), DType::f64, Device::cpu, Shape{here, 1}, 1},
+             TensorView{&total, DType::f64, Device::cpu, Shape{1, 1}, 1});
+  return std::sqrt(total + replicated);
+}
+
+double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, const Mesh& mesh,
+                            Reducer& shards) const {
+  if (shards.by_shard()) return norm_by_shard(stream, config, stage, shards);
   std::array<double, 2> squares{};  // sharded over tp, replicated
   for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State& s, const Span& span, double) {
     if (span.rows == 0) return;

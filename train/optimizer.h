@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "autograd/reducer.h"
 #include "core/allocator.h"
 #include "core/tensor.h"
 #include "model/parameter.h"
@@ -51,7 +52,10 @@ class AdamW {
   /// Norm of the gradients that an update would use (frozen rows have no share), every logical element once; in f64,
   /// the same bits on every rank of the mesh. Reads the gradients of the rows owned here. Non-finite when a gradient
   /// is. Collective over tp, and over dp where each of its ranks owns other rows.
-  double gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, const Mesh& mesh) const;
+  /// With a reducer by_shard(), that of the model, the squares of each virtual shard are added apart, and those of the
+  /// shards in order. It reads the gradients of all rows held here, and is collective over tp alone.
+  double gradient_norm(Stream& stream, const TrainConfig& config, std::int64_t stage, const Mesh& mesh,
+                       Reducer& shards = identity_reducer()) const;
 
   /// One update of the rows owned here; `grad_scale` is the clip factor. Rows born before `stage` follow
   /// config.growth.old_rows; rows born in a stage > 0 warm up linearly over their own first
@@ -59,13 +63,15 @@ class AdamW {
   void update(Stream& stream, const TrainConfig& config, std::int64_t stage, double lr, double grad_scale);
 
  private:
-  struct Span {          // the part of a segment that is owned here
-    std::int64_t first;  // among the rows owned here
+  struct Span {          // the part of a segment within some of the rows held here
+    std::int64_t first;  // among those rows
     std::int64_t rows;
     std::size_t segment;
   };
-  static Span owned_part(const Parameter& p, const State& s, std::size_t segment);
-  /// Calls f(parameter, state, span, rate) for every span that an update touches, rate being its factor of lr.
+  static Span part_of_segment(const Parameter& p, const State& s, const RowRange& rows, std::size_t segment);
+  double norm_by_shard(Stream& stream, const TrainConfig& config, std::int64_t stage, Reducer& shards) const;
+  /// Calls f(parameter, state, span, rate) for every span of owned rows that an update touches, rate being its factor
+  /// of lr.
   template <class F>
   void for_each_trained_span(const TrainConfig& config, std::int64_t stage, F&& f) const;
 

@@ -5,6 +5,7 @@
 #include "kernels/gemm.h"
 #include "model/activation_memory.h"
 #include "train/communication_model.h"
+#include "train/layout_price.h"
 #include "train/start.h"
 #include "train/threads.h"
 
@@ -24,6 +25,8 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
     for (const ShardBorders& borders : plan.tokens)
       held += config.model.layers * borders.count(r) * 2 * config.model.dim;
     const double weights = static_cast<double>(held) * size;
+    const ShardGradientBytes shards = shard_gradient_bytes(config, mesh.dp, 0, static_cast<std::int64_t>(weights));
+    const double gradients = weights + static_cast<double>(shards.kept);
     // With ZeRO-1 those of the rank of dp that owns most.
     double moments = 2 * weights;
     // What this rank writes is copied first: rank 0 of dp writes the weights, and the replicated norm is tp rank 0's.
@@ -45,8 +48,10 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
       activations +=
           static_cast<double>(LookupSync::bytes(lookup_rows(config, mesh.dp), config.model.dim, config.train.dtype));
     }
-    text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(weights),
-                        mib(moments), mib(activations), mib(copied), mib(2 * weights + moments + activations + copied));
+    activations = std::max(activations, static_cast<double>(shards.pieces));
+    text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(weights), mib(gradients),
+                        mib(moments), mib(activations), mib(copied),
+                        mib(weights + gradients + moments + activations + copied));
   }
   return text;
 }
@@ -74,6 +79,9 @@ std::string plan_text(Communicator& world, const RunRequest& request) {
       flat_layout(TokenFormer::specs(config.model, plan), 0).buckets(config.train.dtype, bucket_bytes(config), mesh.dp);
   text += "communication of a step, what rank 0 hands over\n";
   text += communication_text(step_exchanges(config, plan, buckets, {.dp = mesh.dp, .tp = mesh.tp}));
+  if (config.run.deterministic == Determinism::layout_independent) {
+    text += layout_price_text(config, mesh.dp, mesh.tp) + "\n";
+  }
   return text + memory_text(config, plan, mesh);
 }
 

@@ -7,6 +7,7 @@
 #include "core/version.h"
 #include "kernels/gemm.h"
 #include "train/journal.h"
+#include "train/layout_price.h"
 #include "train/saver.h"
 #include "train/start.h"
 #include "train/step_report.h"
@@ -74,6 +75,9 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   log::info("{}", version_text());
   log::info("{} parameters, {} ranks as dp {} x tp {}, {} threads a rank, {} tokens a step", config.model.parameters(),
             world.size(), mesh.dp, mesh.tp, threads, train.batch * config.seq());
+  if (config.run.deterministic == Determinism::layout_independent) {
+    log::info("{}", layout_price_text(config, mesh.dp, mesh.tp));
+  }
 
   // As many windows at a time as sequences in training: evaluation takes no more memory.
   const EvalOptions eval_options{0, config.model.max_seq, micro_batch(config, deal_sequences(config, mesh.dp).count(0)),

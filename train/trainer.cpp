@@ -8,6 +8,9 @@
 namespace tforge {
 
 ShardPlan plan_shards(const RunConfig& config, int tp, const CheckpointReader* reader) {
+  if (config.run.deterministic == Determinism::layout_independent) {
+    return ShardPlan::dealt(config.model, static_cast<int>(config.parallel.virtual_tp), tp);
+  }
   if (config.parallel.token_shards == TokenShards::even || reader == nullptr) return ShardPlan::even(config.model, tp);
   return ShardPlan::append(config.model, tp, stored_borders(*reader));
 }
@@ -23,7 +26,6 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       prefetcher_(sampler_),
-      sequences_(deal_sequences(config, mesh.dp)),
       schedule_(make_schedule(config.train, 0)) {
   model_.initialise(static_cast<std::uint64_t>(config.train.seed));
   state_.dataset_fingerprint = dataset.fingerprint();
@@ -41,7 +43,6 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       prefetcher_(sampler_),
-      sequences_(deal_sequences(config, mesh.dp)),
       state_(load_state(reader)),
       history_(reader.growth_history()),
       parent_uuid_(reader.info().uuid) {
@@ -76,17 +77,12 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
   }
 }
 
-MicroBatch Trainer::next_batch(std::int64_t first, std::int64_t count) {
-  const std::int64_t begin = sequences_.begin(mesh_.dp_index), mine = sequences_.count(mesh_.dp_index);
-  // Behind it comes the next micro-batch of this step, or the first one of the next step.
-  const std::int64_t left = begin + mine - (first + count);
-  const std::int64_t next = left > 0 ? first + count : config_.train.batch + begin;
-  const auto range = [&](std::int64_t sequence, std::int64_t sequences) {
-    return SampleRange{static_cast<std::uint64_t>(state_.samples + sequence), sequences};
+MicroBatch Trainer::next_batch(const MicroRange& now, const MicroRange& next) {
+  const auto range = [&](const MicroRange& r) {
+    return SampleRange{static_cast<std::uint64_t>(state_.samples + r.first), r.count};
   };
-  const SampleTokens& samples =
-      prefetcher_.take(range(first, count), range(next, std::min(micro_batch(config_, mine), left > 0 ? left : mine)));
-  const Shape shape{count * config_.seq()};
+  const SampleTokens& samples = prefetcher_.take(range(now), range(next));
+  const Shape shape{now.count * config_.seq()};
   return {Tensor::of<std::int32_t>(allocator_, shape, samples.inputs, Purpose::activations),
           Tensor::of<std::int32_t>(allocator_, shape, samples.targets, Purpose::activations)};
 }
@@ -96,9 +92,9 @@ StepResult Trainer::step(const PollPoint& poll) {
   const std::int64_t stage = stage_of(history_);
   StepResult result;
   result.loss = gradients_.run(
-      state_.step, [this](std::int64_t first, std::int64_t count) { return next_batch(first, count); }, poll);
+      state_.step, [this](const MicroRange& now, const MicroRange& next) { return next_batch(now, next); }, poll);
   result.data_wait_seconds = prefetcher_.take_wait_seconds();
-  result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_);
+  result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_, model_.reducer());
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {

@@ -56,7 +56,7 @@ class Trainer {
   const RunConfig& config() const { return config_; }
   const RunState& state() const { return state_; }
   /// Of a batch, dealt to this rank.
-  std::int64_t sequences() const { return sequences_.count(mesh_.dp_index); }
+  std::int64_t sequences() const { return gradients_.sequences(); }
   TokenFormer& model() { return model_; }
   AdamW& optimizer() { return optimizer_; }
   const std::vector<GrowthRecord>& history() const { return history_; }
@@ -66,8 +66,8 @@ class Trainer {
   void restart_samples() { state_.samples = 0; }
 
  private:
-  /// Sequences first .. first + count of the next global batch.
-  MicroBatch next_batch(std::int64_t first, std::int64_t count);
+  /// The sequences `now` of the next global batch, while `next` are read ahead.
+  MicroBatch next_batch(const MicroRange& now, const MicroRange& next);
 
   RunConfig config_;
   const TokenDataset& dataset_;
@@ -79,7 +79,6 @@ class Trainer {
   AdamW optimizer_;
   Sampler sampler_;
   Prefetcher prefetcher_;
-  ShardBorders sequences_;  // of the global batch, by dp rank
   RunState state_;
   Schedule schedule_;
   std::vector<GrowthRecord> history_;

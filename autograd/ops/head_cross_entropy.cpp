@@ -28,48 +28,82 @@ struct HeadCrossEntropyNode final : Node {
 
 /// Runs over the chunks; `node` null means forward only. nll [T] f64 is filled when given.
 double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
-                  double weight, Reducer& reducer, HeadCrossEntropyNode* node, TensorView nll_out) {
+                  double weight, Reducer& reducer, const HeadShards& head, HeadCrossEntropyNode* node,
+                  TensorView nll_out) {
   Stream& stream = tape.stream();
-  const std::int64_t rows = h.shape().rows(), vocab = table.shape().rows();
+  const std::int64_t rows = h.shape().rows(), vocab = table.shape().rows(), shards = head.rows.count();
+  const bool by_shard = reducer.by_shard();
   if (targets.elements() != rows) {
     throw ShapeError("head_cross_entropy: {} targets for {} rows", targets.elements(), rows);
   }
-  const std::int64_t step = head_chunk_rows(rows, vocab);
-  Tensor logits_buffer = tape.empty(Shape{step, vocab}, h.dtype());
-  Tensor max_buffer = tape.empty(Shape{step, 1}, h.dtype(), Purpose::communication);
-  Tensor sum_buffer = tape.empty(Shape{step, 2}, h.dtype(), Purpose::communication);
+  if (!by_shard && shards > 1) throw ShapeError("head_cross_entropy: {} shards that are not kept apart", shards);
+  const std::int64_t step = head_chunk_rows(rows, by_shard ? head.vocab : vocab);
+  Tensor logits_buffer = tape.empty(Shape{step * vocab}, h.dtype());
+  Tensor max_buffer = tape.empty(Shape{shards * step, 1}, h.dtype(), Purpose::communication);
+  Tensor sum_buffer = tape.empty(Shape{shards * step, 2}, h.dtype(), Purpose::communication);
+  // Of all shards; where there is one here, the same.
+  Tensor max_total = max_buffer, sum_total = sum_buffer, dh_buffer;
+  if (by_shard) {
+    max_total = tape.empty(Shape{step, 1}, h.dtype(), Purpose::communication);
+    sum_total = tape.empty(Shape{step, 2}, h.dtype(), Purpose::communication);
+  }
   Tensor nll_buffer = tape.empty(Shape{step}, DType::f64);
-  if (node != nullptr && node->dh) node->dh_value = tape.empty(h.shape(), h.dtype());
+  const bool wants_dh = node != nullptr && node->dh;
+  if (wants_dh) node->dh_value = tape.empty(h.shape(), h.dtype());
+  if (wants_dh && by_shard) {
+    dh_buffer = tape.empty(Shape{shards * step, h.shape().columns()}, h.dtype(), Purpose::communication);
+  }
   double total = 0;
   for (std::int64_t first = 0; first < rows; first += step) {
     const std::int64_t count = std::min(step, rows - first);
     const ConstTensorView x = h.view().row_range(first, count);
     const Tensor chunk_targets = targets.reshaped(Shape{rows}).rows(first, count);
     const ConstTensorView target = chunk_targets.view();
-    const TensorView logits = logits_buffer.view().row_range(0, count);
-    const TensorView row_max = max_buffer.view().row_range(0, count);
-    const TensorView sums = sum_buffer.view().row_range(0, count);
+    const TensorView row_max = max_total.view().row_range(0, count), sums = sum_total.view().row_range(0, count);
     const TensorView row_sum = sums.column_range(0, 1), target_logit = sums.column_range(1, 1);
+    const auto logits_of = [&](const RowShards::Range& shard) {
+      return logits_buffer.rows(count * shard.first, count * shard.rows).reshaped(Shape{count, shard.rows}).view();
+    };
     Tensor nll = nll_buffer.rows(0, count);
 
-    kernels::gemm(stream, Transpose::no, Transpose::yes, 1.0, x, table.view(), GradMode::overwrite, logits);
-    kernels::cross_entropy_row_max(stream, logits, row_max);
-    reducer.max(stream, row_max);
-    kernels::cross_entropy_row_sum(stream, logits, row_max, target, first_row, row_sum, target_logit);
-    reducer.sum(stream, sums);
+    for (std::int64_t s = 0; s < shards; ++s) {
+      const RowShards::Range shard = head.rows.range(s, vocab);
+      const TensorView logits = logits_of(shard);
+      kernels::gemm(stream, Transpose::no, Transpose::yes, 1.0, x, table.view().row_range(shard.first, shard.rows),
+                    GradMode::overwrite, logits);
+      kernels::cross_entropy_row_max(stream, logits, max_buffer.view().row_range(s * count, count));
+    }
+    reducer.max(stream, max_buffer.view().row_range(0, shards * count), row_max);
+    for (std::int64_t s = 0; s < shards; ++s) {
+      const RowShards::Range shard = head.rows.range(s, vocab);
+      const TensorView own = sum_buffer.view().row_range(s * count, count);
+      kernels::cross_entropy_row_sum(stream, logits_of(shard), row_max, target, first_row + shard.first,
+                                     own.column_range(0, 1), own.column_range(1, 1));
+    }
+    reducer.sum(stream, sum_buffer.view().row_range(0, shards * count), sums);
     kernels::cross_entropy_nll(stream, row_sum, target_logit, target, nll.view());
     for (const double value : nll.span<double>()) total += value;
     if (nll_out) std::ranges::copy(nll.span<double>(), nll_out.as<double>() + first);
 
     if (node == nullptr) continue;
-    kernels::cross_entropy_backward(stream, row_max, row_sum, target, first_row, weight, logits);
-    if (node->dh) {
-      kernels::gemm(stream, Transpose::no, Transpose::no, 1.0, logits, table.view(), GradMode::overwrite,
-                    node->dh_value.view().row_range(first, count));
+    const GradTarget to = node->dtable ? node->dtable.target(tape) : GradTarget{{}, GradMode::overwrite};
+    for (std::int64_t s = 0; s < shards; ++s) {
+      const RowShards::Range shard = head.rows.range(s, vocab);
+      const TensorView logits = logits_of(shard);
+      kernels::cross_entropy_backward(stream, row_max, row_sum, target, first_row + shard.first, weight, logits);
+      if (wants_dh) {
+        kernels::gemm(
+            stream, Transpose::no, Transpose::no, 1.0, logits, table.view().row_range(shard.first, shard.rows),
+            GradMode::overwrite,
+            by_shard ? dh_buffer.view().row_range(s * count, count) : node->dh_value.view().row_range(first, count));
+      }
+      if (node->dtable) {
+        kernels::gemm(stream, Transpose::yes, Transpose::no, 1.0, logits, x, to.mode,
+                      to.view.row_range(shard.first, shard.rows));
+      }
     }
-    if (node->dtable) {
-      const GradTarget to = node->dtable.target(tape);
-      kernels::gemm(stream, Transpose::yes, Transpose::no, 1.0, logits, x, to.mode, to.view);
+    if (wants_dh && by_shard) {
+      reducer.sum(stream, dh_buffer.view().row_range(0, shards * count), node->dh_value.view().row_range(first, count));
     }
   }
   return total;
@@ -83,10 +117,10 @@ std::int64_t head_chunk_rows(std::int64_t rows, std::int64_t vocab) {
 }
 
 HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
-                            double weight, Reducer& reducer) {
+                            double weight, Reducer& reducer, const HeadShards& shards) {
   auto* node = tape.record<HeadCrossEntropyNode>(h, table);
   HeadLoss result;
-  result.nll_sum = run_chunks(tape, h, table, targets, first_row, weight, reducer, node, {});
+  result.nll_sum = run_chunks(tape, h, table, targets, first_row, weight, reducer, shards, node, {});
   Tensor loss = tape.empty(Shape{1}, h.dtype());
   kernels::fill(tape.stream(), loss.view(), weight * result.nll_sum);
   result.loss = tape.output(std::move(loss), node);
@@ -94,9 +128,9 @@ HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Te
 }
 
 Tensor head_nll(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
-                Reducer& reducer) {
+                Reducer& reducer, const HeadShards& shards) {
   Tensor nll = tape.empty(Shape{h.shape().rows()}, DType::f64);
-  run_chunks(tape, h, table, targets, first_row, 1.0, reducer, nullptr, nll.view());
+  run_chunks(tape, h, table, targets, first_row, 1.0, reducer, shards, nullptr, nll.view());
   return nll;
 }
 

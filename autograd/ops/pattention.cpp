@@ -24,12 +24,34 @@ struct Columns {
   }
 };
 
+/// The scores of one shard are a matrix [T, its tokens] of their own, in the memory of all of them.
+Tensor shard_of(const Tensor& scores, const RowShards::Range& shard) {
+  const std::int64_t rows = scores.shape().rows();
+  return scores.reshaped(Shape{scores.elements()})
+      .rows(rows * shard.first, rows * shard.rows)
+      .reshaped(Shape{rows, shard.rows});
+}
+
+ConstTensorView view(const Tensor& t) { return t.view(); }
+
+/// The rows of a shard; of an empty view none.
+template <class View>
+View rows_of(const View& v, const RowShards::Range& shard) {
+  return v ? v.row_range(shard.first, shard.rows) : v;
+}
+
+/// Part s of a tensor that holds one [rows, columns] below the other.
+TensorView part_of(Tensor& parts, std::int64_t s, std::int64_t rows) { return parts.view().row_range(s * rows, rows); }
+
 struct PattentionNode final : Node {
   struct Layer {
     Tensor keys, values;
     Saved scores;
     double scale;
+    RowShards shards;
     Grad dkeys, dvalues;
+
+    RowShards::Range shard(std::int64_t s) const { return shards.range(s, keys.shape().rows()); }
   };
 
   PattentionNode(Tape& tape, const Var& input, std::span<const PattentionTokens> tokens, std::span<Saved> scores,
@@ -42,12 +64,12 @@ struct PattentionNode final : Node {
         count(tokens.size()),
         stat(std::move(stat_)) {
     for (std::size_t g = 0; g < count; ++g) {
-      layers[g] = {tokens[g].keys.value(), tokens[g].values.value(), std::move(scores[g]),
-                   tokens[g].scale,        use(tokens[g].keys),      use(tokens[g].values)};
+      layers[g] = {tokens[g].keys.value(), tokens[g].values.value(), std::move(scores[g]), tokens[g].scale,
+                   tokens[g].shards,       use(tokens[g].keys),      use(tokens[g].values)};
     }
   }
 
-  /// The scores of layer g, kept or computed once more. The row statistic is the one of forward: over all ranks.
+  /// The scores of layer g, kept or computed once more. The row statistic is the one of forward: over all shards.
   Tensor take_scores(Tape& tape, std::size_t g, const Tensor& x, Tensor& workspace) {
     Layer& l = layers[g];
     if (!recompute) {
@@ -58,15 +80,17 @@ struct PattentionNode final : Node {
     Tensor scores = tape.empty(Shape{x.shape().rows(), l.keys.shape().rows()}, x.dtype());
     Tensor here;
     if (stat) here = tape.empty(Shape{x.shape().rows(), 1}, x.dtype());
-    kernels::pattention_scores_forward(tape.stream(), norm, x.view(), view(l.keys), scores.view(), here.view(),
-                                       workspace.view());
+    for (std::int64_t s = 0; s < l.shards.count(); ++s) {
+      kernels::pattention_scores_forward(tape.stream(), norm, x.view(), rows_of(view(l.keys), l.shard(s)),
+                                         shard_of(scores, l.shard(s)).view(), here.view(), workspace.view());
+    }
     return scores;
   }
 
   void backward(Tape& tape) override {
     Stream& stream = tape.stream();
     const Tensor x = saved_x.load(tape);
-    const std::int64_t rows = x.shape().rows();
+    const std::int64_t rows = x.shape().rows(), shards = layers[0].shards.count();
     const auto groups = static_cast<std::int64_t>(count);
     const ConstTensorView du = dy().read();
     const Columns columns{groups, layers[0].values.shape().columns()};
@@ -80,34 +104,64 @@ struct PattentionNode final : Node {
     Tensor workspace = tape.empty(Shape{std::max(workspace_elements, scores_workspace)}, x.dtype(), Purpose::workspace);
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
 
+    // Where a shard's dx goes: to the gradient itself, or to a part of its own.
+    Tensor dx_parts;
+    if (dx && reducer.by_shard()) {
+      dx_parts = tape.empty(Shape{shards * rows, x.shape().columns()}, x.dtype(), Purpose::communication);
+    }
+    const auto dx_target = [&](std::int64_t s, GradMode mode) {
+      return dx_parts ? GradTarget{part_of(dx_parts, s, rows), mode} : target_or_none(dx, tape);
+    };
+
     if (!exchange) {
       std::array<Tensor, kMaxPattentionGroup> scores;
-      std::array<kernels::PattentionBackward, kMaxPattentionGroup> group;
+      std::array<GradTarget, kMaxPattentionGroup> to_k, to_v;
       for (std::size_t g = 0; g < count; ++g) {
-        Layer& l = layers[g];
-        const auto i = static_cast<std::int64_t>(g);
-        const GradTarget to_k = target_or_none(l.dkeys, tape), to_v = target_or_none(l.dvalues, tape);
+        to_k[g] = target_or_none(layers[g].dkeys, tape);
+        to_v[g] = target_or_none(layers[g].dvalues, tape);
         scores[g] = take_scores(tape, g, x, workspace);
-        group[g] = {l.scale,
-                    view(scores[g]),
-                    stat_of(i),
-                    view(l.keys),
-                    view(l.values),
-                    columns.values(du, i),
-                    columns.weight(du, i, norm),
-                    to_k.mode,
-                    to_k.view,
-                    to_v.mode,
-                    to_v.view};
       }
-      const GradTarget to_x = target_or_none(dx, tape);
-      kernels::pattention_backward(stream, norm, view(x), std::span(group).first(count), to_x.mode, to_x.view,
-                                   workspace.view());
-      return;
+      for (std::int64_t s = 0; s < shards; ++s) {
+        std::array<kernels::PattentionBackward, kMaxPattentionGroup> group;
+        for (std::size_t g = 0; g < count; ++g) {
+          const Layer& l = layers[g];
+          const auto i = static_cast<std::int64_t>(g);
+          const RowShards::Range shard = l.shard(s);
+          group[g] = {l.scale,
+                      shard_of(scores[g], shard).view(),
+                      stat_of(i),
+                      rows_of(view(l.keys), shard),
+                      rows_of(view(l.values), shard),
+                      columns.values(du, i),
+                      columns.weight(du, i, norm),
+                      to_k[g].mode,
+                      rows_of(to_k[g].view, shard),
+                      to_v[g].mode,
+                      rows_of(to_v[g].view, shard)};
+        }
+        const GradTarget to_x = dx_target(s, GradMode::overwrite);
+        kernels::pattention_backward(stream, norm, view(x), std::span(group).first(count), to_x.mode, to_x.view,
+                                     workspace.view());
+      }
+    } else {
+      backward_with_exchange(tape, x, du, workspace, dx_target);
     }
+    if (dx_parts) {
+      Tensor total = tape.empty(x.shape(), x.dtype());
+      reducer.sum(stream, dx_parts.view(), total.view());
+      dx.adopt(tape, std::move(total));
+    }
+  }
 
-    // sum_j dB_j B_j runs over all ranks' tokens: first halves, one reduction for all layers, second halves.
-    Tensor dot = tape.empty(Shape{rows, groups}, x.dtype(), Purpose::communication);
+  /// sum_j dB_j B_j runs over all shards: first halves, one reduction for all layers, second halves.
+  template <class DxTarget>
+  void backward_with_exchange(Tape& tape, const Tensor& x, const ConstTensorView& du, Tensor& workspace,
+                              const DxTarget& dx_target) {
+    Stream& stream = tape.stream();
+    const std::int64_t rows = x.shape().rows(), shards = layers[0].shards.count();
+    const auto groups = static_cast<std::int64_t>(count);
+    const Columns columns{groups, layers[0].values.shape().columns()};
+    Tensor dots = tape.empty(Shape{shards * rows, groups}, x.dtype(), Purpose::communication);
     std::array<Tensor, kMaxPattentionGroup> scores, dscores;
     for (std::size_t g = 0; g < count; ++g) {
       Layer& l = layers[g];
@@ -115,30 +169,36 @@ struct PattentionNode final : Node {
       scores[g] = take_scores(tape, g, x, workspace);
       dscores[g] = tape.empty(scores[g].shape(), x.dtype());
       const GradTarget to_v = target_or_none(l.dvalues, tape);
-      kernels::pattention_mix_backward(stream, norm, l.scale, view(scores[g]), stat_of(i), view(l.values),
-                                       columns.values(du, i), {}, to_v.mode, to_v.view, dscores[g].view(),
-                                       dot.view().column_range(i, 1), workspace.view());
+      for (std::int64_t s = 0; s < shards; ++s) {
+        const RowShards::Range shard = l.shard(s);
+        kernels::pattention_mix_backward(stream, norm, l.scale, shard_of(scores[g], shard).view(), stat_of(i),
+                                         rows_of(view(l.values), shard), columns.values(du, i), {}, to_v.mode,
+                                         rows_of(to_v.view, shard), shard_of(dscores[g], shard).view(),
+                                         part_of(dots, s, rows).column_range(i, 1), workspace.view());
+      }
     }
-    reducer.sum(stream, dot.view());
+    Tensor dot = reducer.by_shard() ? tape.empty(Shape{rows, groups}, x.dtype(), Purpose::communication) : dots;
+    reducer.sum(stream, dots.view(), dot.view());
     for (std::size_t g = 0; g < count; ++g) {
       Layer& l = layers[g];
       const auto i = static_cast<std::int64_t>(g);
-      const GradTarget to_x = target_or_none(dx, tape);
       const GradTarget to_k = target_or_none(l.dkeys, tape);
-      kernels::pattention_scores_backward(stream, norm, l.scale, view(scores[g]), stat_of(i),
-                                          dot.view().column_range(i, 1), view(x), view(l.keys), dscores[g].view(),
-                                          to_x.mode, to_x.view, to_k.mode, to_k.view, workspace.view());
+      for (std::int64_t s = 0; s < shards; ++s) {
+        const RowShards::Range shard = l.shard(s);
+        const GradTarget to_x = dx_target(s, g == 0 ? GradMode::overwrite : GradMode::accumulate);
+        kernels::pattention_scores_backward(stream, norm, l.scale, shard_of(scores[g], shard).view(), stat_of(i),
+                                            dot.view().column_range(i, 1), view(x), rows_of(view(l.keys), shard),
+                                            shard_of(dscores[g], shard).view(), to_x.mode, to_x.view, to_k.mode,
+                                            rows_of(to_k.view, shard), workspace.view());
+      }
       scores[g] = dscores[g] = Tensor();
     }
   }
 
-  static ConstTensorView view(const Tensor& t) { return t.view(); }
   static GradTarget target_or_none(Grad& grad, Tape& tape) {
     return grad ? grad.target(tape) : GradTarget{{}, GradMode::overwrite};
   }
-  ConstTensorView stat_of(std::int64_t g) const {
-    return stat ? static_cast<const Tensor&>(stat).view().column_range(g, 1) : ConstTensorView{};
-  }
+  ConstTensorView stat_of(std::int64_t g) const { return stat ? view(stat).column_range(g, 1) : ConstTensorView{}; }
 
   PattentionNorm norm;
   Reducer& reducer;
@@ -189,6 +249,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   const auto groups = static_cast<std::int64_t>(layers.size());
   const std::int64_t rows = x.shape().rows();
   const std::int64_t d_out = layers[0].values.shape().columns();
+  const std::int64_t shards = layers[0].shards.count();
   const bool has_stat = norm != PattentionNorm::gelu_l2_norm;
   const bool has_weight = norm != PattentionNorm::l2_norm_gelu;
   const Columns columns{groups, d_out};
@@ -196,15 +257,22 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   std::int64_t workspace_elements = 0;
   for (const PattentionTokens& l : layers) {
     if (l.values.shape().columns() != d_out) throw ShapeError("pattention: layers of a group differ in d_out");
+    if (l.shards.count() != shards || (shards > 1 && !reducer.by_shard())) {
+      throw ShapeError("pattention: {} and {} shards of layers in a group", shards, l.shards.count());
+    }
     workspace_elements +=
         kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(), d_out);
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
-  Tensor u = tape.empty(Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
-  Tensor stat;
-  if (has_stat) stat = tape.empty(Shape{rows, groups}, x.dtype());
+  // One part a shard held here. Where there is one, it is the result.
+  Tensor us = tape.empty(Shape{shards * rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
+  Tensor stats;
+  if (has_stat) stats = tape.empty(Shape{shards * rows, groups}, x.dtype());
   std::array<Tensor, kMaxPattentionGroup> scores;
-  const auto stat_of = [&](std::int64_t g) { return has_stat ? stat.view().column_range(g, 1) : TensorView{}; };
+  const auto column = [](TensorView stat, std::int64_t g) { return stat ? stat.column_range(g, 1) : TensorView{}; };
+  const auto shard = [&](std::size_t g, std::int64_t s) {
+    return layers[g].shards.range(s, layers[g].keys.shape().rows());
+  };
 
   // The scores go as soon as the layer's second product has read them, unless they are kept as they are.
   const bool keep_scores = tape.recording() && tape.saves().recompute != Recompute::scores;
@@ -215,46 +283,65 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   };
 
   const bool exchange = has_stat && !reducer.is_identity();
+  Tensor stat = stats;
   std::int64_t floored = 0;
   for (std::size_t g = 0; g < layers.size(); ++g) {
     scores[g] = tape.empty(Shape{rows, layers[g].keys.shape().rows()}, x.dtype());
   }
   if (!exchange) {
-    std::array<kernels::PattentionForward, kMaxPattentionGroup> group;
-    for (std::size_t g = 0; g < layers.size(); ++g) {
-      const PattentionTokens& l = layers[g];
-      const auto i = static_cast<std::int64_t>(g);
-      group[g] = {l.scale,
-                  l.keys.view(),
-                  l.values.view(),
-                  scores[g].view(),
-                  stat_of(i),
-                  columns.values(u.view(), i),
-                  columns.weight(u.view(), i, norm)};
+    for (std::int64_t s = 0; s < shards; ++s) {
+      std::array<kernels::PattentionForward, kMaxPattentionGroup> group;
+      const TensorView u = part_of(us, s, rows);
+      for (std::size_t g = 0; g < layers.size(); ++g) {
+        const PattentionTokens& l = layers[g];
+        const auto i = static_cast<std::int64_t>(g);
+        group[g] = {l.scale,
+                    rows_of(l.keys.view(), shard(g, s)),
+                    rows_of(l.values.view(), shard(g, s)),
+                    shard_of(scores[g], shard(g, s)).view(),
+                    column(stats.view(), i),
+                    columns.values(u, i),
+                    columns.weight(u, i, norm)};
+      }
+      floored +=
+          kernels::pattention_forward(stream, norm, x.view(), std::span(group).first(layers.size()), workspace.view());
     }
-    floored =
-        kernels::pattention_forward(stream, norm, x.view(), std::span(group).first(layers.size()), workspace.view());
     for (std::size_t g = 0; g < layers.size(); ++g) done_with_scores(g);
   } else {
     for (std::size_t g = 0; g < layers.size(); ++g) {
-      kernels::pattention_scores_forward(stream, norm, x.view(), layers[g].keys.view(), scores[g].view(),
-                                         stat_of(static_cast<std::int64_t>(g)), workspace.view());
+      for (std::int64_t s = 0; s < shards; ++s) {
+        kernels::pattention_scores_forward(stream, norm, x.view(), rows_of(layers[g].keys.view(), shard(g, s)),
+                                           shard_of(scores[g], shard(g, s)).view(),
+                                           column(part_of(stats, s, rows), static_cast<std::int64_t>(g)),
+                                           workspace.view());
+      }
     }
-    if (norm == PattentionNorm::softmax) reducer.max(stream, stat.view());
-    else reducer.sum(stream, stat.view());
+    if (reducer.by_shard()) stat = tape.empty(Shape{rows, groups}, x.dtype());
+    if (norm == PattentionNorm::softmax) reducer.max(stream, stats.view(), stat.view());
+    else reducer.sum(stream, stats.view(), stat.view());
+    stats = Tensor();
     for (std::size_t g = 0; g < layers.size(); ++g) {
       const PattentionTokens& l = layers[g];
       const auto i = static_cast<std::int64_t>(g);
-      floored += kernels::pattention_mix_forward(stream, norm, l.scale, scores[g].view(), stat_of(i), l.values.view(),
-                                                 columns.values(u.view(), i), columns.weight(u.view(), i, norm),
-                                                 workspace.view());
+      for (std::int64_t s = 0; s < shards; ++s) {
+        const TensorView u = part_of(us, s, rows);
+        const std::int64_t below = kernels::pattention_mix_forward(
+            stream, norm, l.scale, shard_of(scores[g], shard(g, s)).view(), column(stat.view(), i),
+            rows_of(l.values.view(), shard(g, s)), columns.values(u, i), columns.weight(u, i, norm), workspace.view());
+        if (s == 0) floored += below;  // a row is below the floor in all shards or in none
+      }
       done_with_scores(g);
     }
   }
   tape.floored_rows += floored;
+  if (reducer.by_shard()) {
+    Tensor u = tape.empty(Shape{rows, us.shape().columns()}, x.dtype());
+    reducer.sum(stream, us.view(), u.view());
+    us = std::move(u);
+  }
 
   auto* node = tape.record<PattentionNode>(tape, x, layers, saved_scores, std::move(stat), norm, reducer);
-  return tape.output(std::move(u), node);
+  return tape.output(std::move(us), node);
 }
 
 Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, PattentionNorm norm) {

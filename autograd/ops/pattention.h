@@ -3,6 +3,7 @@
 #include <span>
 
 #include "autograd/reducer.h"
+#include "autograd/row_shards.h"
 #include "autograd/tape.h"
 #include "autograd/var.h"
 #include "core/pattention_norm.h"
@@ -15,6 +16,7 @@ struct PattentionTokens {
   Var keys;      // [n, d_in]
   Var values;    // [n, d_out]
   double scale;  // the layer's stored scale
+  RowShards shards = {};
 };
 
 using kernels::kMaxPattentionGroup;
@@ -29,6 +31,7 @@ using kernels::kMaxPattentionGroup;
 /// U and w of softmax are relative to the row's largest score. Backward takes that for a constant: row_normalize's
 /// result does not depend on it.
 /// Backward needs the result's whole gradient on every rank and gives a PARTIAL dx.
+/// With a reducer by_shard() the result and dx are complete; the layers have the same number of shards.
 /// Saves x, the scores [T, n] (not with Recompute::scores) and the row numbers. Counts floored rows in
 /// tape.floored_rows. Throws ShapeError, DTypeError.
 Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layers, PattentionNorm norm,

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 
 namespace tforge::kernels::cpu {
 namespace {
@@ -30,6 +31,28 @@ void for_each_piece(std::int64_t rows, std::int64_t columns, bool contiguous, Bo
       for (std::int64_t r = g * rows_per_piece; r < last_row; ++r) body(r, first, count);
     }
   }
+}
+
+/// y[i] = (...(x_0[i] o x_1[i]) o ...), a few elements at a time, so that y may be one of the parts.
+template <class T, class Operation>
+void fold_in_order(std::span<const ConstTensorView> parts, TensorView y, Operation operation) {
+  constexpr std::int64_t kFew = 64;
+  T* out = y.as<T>();
+  for_each_piece(1, y.elements(), true, [=](std::int64_t, std::int64_t first, std::int64_t count) {
+    for (std::int64_t i = first; i < first + count; i += kFew) {
+      const std::int64_t few = std::min(kFew, first + count - i);
+      std::array<T, kFew> value;
+      std::copy_n(parts[0].as<T>() + i, few, value.begin());
+      for (const ConstTensorView& part : parts.subspan(1)) {
+        const T* x = part.as<T>() + i;
+        for (std::int64_t k = 0; k < few; ++k) {
+          T& v = value[static_cast<std::size_t>(k)];
+          v = operation(v, x[k]);
+        }
+      }
+      std::copy_n(value.begin(), few, out + i);
+    }
+  });
 }
 
 constexpr std::int64_t kLanes = 8;
@@ -95,6 +118,16 @@ void add(ConstTensorView a, ConstTensorView b, TensorView y) {
 }
 
 template <class T>
+void add_in_order(std::span<const ConstTensorView> parts, TensorView y) {
+  fold_in_order<T>(parts, y, [](T a, T b) { return a + b; });
+}
+
+template <class T>
+void max_in_order(std::span<const ConstTensorView> parts, TensorView y) {
+  fold_in_order<T>(parts, y, [](T a, T b) { return a < b || b != b ? b : a; });
+}
+
+template <class T>
 void scale(T alpha, ConstTensorView x, TensorView y) {
   const T* in = x.as<T>();
   T* out = y.as<T>();
@@ -132,10 +165,12 @@ void from_bf16(ConstTensorView x, TensorView y) {
                  });
 }
 
-#define TFORGE_INSTANTIATE(T)                                         \
-  template void fill<T>(TensorView, T);                               \
-  template void add_to<T>(ConstTensorView, GradMode, TensorView);     \
-  template void add<T>(ConstTensorView, ConstTensorView, TensorView); \
+#define TFORGE_INSTANTIATE(T)                                                  \
+  template void fill<T>(TensorView, T);                                        \
+  template void add_to<T>(ConstTensorView, GradMode, TensorView);              \
+  template void add<T>(ConstTensorView, ConstTensorView, TensorView);          \
+  template void add_in_order<T>(std::span<const ConstTensorView>, TensorView); \
+  template void max_in_order<T>(std::span<const ConstTensorView>, TensorView); \
   template void scale<T>(T, ConstTensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

@@ -1,5 +1,7 @@
 #pragma once
 // CPU kernels behind kernels/elementwise.h; operands are already checked.
+#include <span>
+
 #include "core/tensor.h"
 
 namespace tforge::kernels::cpu {
@@ -10,6 +12,10 @@ template <class T>
 void add_to(ConstTensorView x, GradMode mode, TensorView y);
 template <class T>
 void add(ConstTensorView a, ConstTensorView b, TensorView y);
+template <class T>
+void add_in_order(std::span<const ConstTensorView> parts, TensorView y);
+template <class T>
+void max_in_order(std::span<const ConstTensorView> parts, TensorView y);
 template <class T>
 void scale(T alpha, ConstTensorView x, TensorView y);
 void to_bf16(ConstTensorView x, TensorView y);

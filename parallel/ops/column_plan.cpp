@@ -12,6 +12,23 @@ namespace tforge {
 
 namespace {
 
+enum class Run : std::uint8_t { of_one_rank, common };
+
+/// Calls f(columns of the whole, columns of what rank r has) for each run of columns of rank r; common ones come last.
+template <class View, class F>
+void for_each_run(const ColumnPlan& plan, const View& whole, const TensorView& of_rank, int rank, F&& f) {
+  const auto r = static_cast<std::size_t>(rank);
+  std::int64_t from = 0;
+  std::int64_t to = 0;
+  for (const auto& group : plan.groups) {
+    const std::int64_t before = std::accumulate(group.begin(), group.begin() + rank, std::int64_t{0});
+    f(whole.column_range(from + before, group[r]), of_rank.column_range(to, group[r]), Run::of_one_rank);
+    from += std::accumulate(group.begin(), group.end(), std::int64_t{0});
+    to += group[r];
+  }
+  if (plan.common > 0) f(whole.column_range(from, plan.common), of_rank.column_range(to, plan.common), Run::common);
+}
+
 /// The buffer of a collective: one contiguous [T, columns_of(r)] block a rank, in rank order.
 class Blocks {
  public:
@@ -25,27 +42,14 @@ class Blocks {
   std::span<const std::int64_t> counts() const { return counts_; }
   Tensor& buffer() { return buffer_; }
 
-  /// Calls f(columns of the whole, columns of block r) for each run of columns of rank r; common ones come last.
+  /// for_each_run() of the block of rank r.
   template <class View, class F>
   void for_each_run(const View& whole, int rank, F&& f) {
-    const auto r = static_cast<std::size_t>(rank);
     const std::int64_t first = std::accumulate(counts_.begin(), counts_.begin() + rank, std::int64_t{0});
-    Tensor shared = buffer_.rows(first, counts_[r]).reshaped(Shape{rows_, plan_.columns_of(rank)});
-    const TensorView block = shared.view();
-    std::int64_t from = 0;
-    std::int64_t to = 0;
-    for (const auto& group : plan_.groups) {
-      const std::int64_t before = std::accumulate(group.begin(), group.begin() + rank, std::int64_t{0});
-      f(whole.column_range(from + before, group[r]), block.column_range(to, group[r]), Run::of_one_rank);
-      from += std::accumulate(group.begin(), group.end(), std::int64_t{0});
-      to += group[r];
-    }
-    if (plan_.common > 0) {
-      f(whole.column_range(from, plan_.common), block.column_range(to, plan_.common), Run::common);
-    }
+    Tensor shared =
+        buffer_.rows(first, counts_[static_cast<std::size_t>(rank)]).reshaped(Shape{rows_, plan_.columns_of(rank)});
+    tforge::for_each_run(plan_, whole, shared.view(), rank, f);
   }
-
-  enum class Run : std::uint8_t { of_one_rank, common };
 
  private:
   const ColumnPlan& plan_;
@@ -84,7 +88,7 @@ Tensor columns_to_owners(Tape& tape, const ConstTensorView& x, const ColumnPlan&
   require_fit("columns_to_owners", plan, x.columns(), plan.columns(), tp.size());
   Blocks blocks(tape, plan, x.rows(), x.dtype, tp.size());
   for (int r = 0; r < tp.size(); ++r) {
-    blocks.for_each_run(x, r, [&](const ConstTensorView& from, const TensorView& to, Blocks::Run) {
+    blocks.for_each_run(x, r, [&](const ConstTensorView& from, const TensorView& to, Run) {
       kernels::add_to(tape.stream(), from, GradMode::overwrite, to);
     });
   }
@@ -99,12 +103,21 @@ Tensor columns_from_owners(Tape& tape, const ConstTensorView& y, const ColumnPla
   tp.all_gather(tape.stream(), y, blocks.buffer().view(), blocks.counts());
   Tensor x = tape.empty(Shape{y.rows(), plan.columns()}, y.dtype);
   for (int r = 0; r < tp.size(); ++r) {
-    blocks.for_each_run(x.view(), r, [&](const TensorView& to, const ConstTensorView& from, Blocks::Run run) {
-      const bool add = run == Blocks::Run::common && r > 0;
+    blocks.for_each_run(x.view(), r, [&](const TensorView& to, const ConstTensorView& from, Run run) {
+      const bool add = run == Run::common && r > 0;
       kernels::add_to(tape.stream(), from, add ? GradMode::accumulate : GradMode::overwrite, to);
     });
   }
   return x;
+}
+
+Tensor own_columns(Tape& tape, const ConstTensorView& x, const ColumnPlan& plan, Communicator& tp) {
+  require_fit("own_columns", plan, x.columns(), plan.columns(), tp.size());
+  Tensor y = tape.empty(Shape{x.rows(), plan.columns_of(tp.rank())}, x.dtype);
+  for_each_run(plan, x, y.view(), tp.rank(), [&](const ConstTensorView& from, const TensorView& to, Run) {
+    kernels::add_to(tape.stream(), from, GradMode::overwrite, to);
+  });
+  return y;
 }
 
 }  // namespace tforge

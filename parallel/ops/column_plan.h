@@ -32,4 +32,7 @@ Tensor columns_to_owners(Tape& tape, const ConstTensorView& x, const ColumnPlan&
 /// column is the sum over ranks, added in rank order. One all-gather. Throws ShapeError as above.
 Tensor columns_from_owners(Tape& tape, const ConstTensorView& y, const ColumnPlan& plan, Communicator& tp);
 
+/// This rank's columns of a complete x [T, C] -> [T, columns_of(rank)]: sends nothing. Throws ShapeError as above.
+Tensor own_columns(Tape& tape, const ConstTensorView& x, const ColumnPlan& plan, Communicator& tp);
+
 }  // namespace tforge

@@ -157,8 +157,8 @@ TEST_F(OpGradient, HeadCrossEntropyWithATiedTable) {
 class LonelyReducer final : public Reducer {
  public:
   bool is_identity() const override { return false; }
-  void sum(Stream&, TensorView) override {}
-  void max(Stream&, TensorView) override {}
+  void sum(Stream&, ConstTensorView, TensorView) override {}
+  void max(Stream&, ConstTensorView, TensorView) override {}
 };
 
 enum class Path { fused, exchanged };

@@ -188,8 +188,8 @@ struct Gradients {
 class LonelyReducer final : public Reducer {
  public:
   bool is_identity() const override { return false; }
-  void sum(Stream&, TensorView) override {}
-  void max(Stream&, TensorView) override {}
+  void sum(Stream&, ConstTensorView, TensorView) override {}
+  void max(Stream&, ConstTensorView, TensorView) override {}
 };
 
 template <class Op>

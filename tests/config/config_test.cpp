@@ -214,7 +214,8 @@ TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
     }
   }
   c.model.rotary_fraction = 0.5;
-  c.train.saves.dtype = SavedDType::same;  // bf16 is for f32 alone
+  c.train.saves.dtype = SavedDType::same;          // bf16 is for f32 alone
+  c.run.deterministic = Determinism::same_layout;  // the other does not go with "polled" and "append"
   const RunConfig back = parse_config(to_toml(c), "checkpoint").config;
   for (const Field& field : config_fields()) EXPECT_EQ(field.get(back), field.get(c)) << field.key;
   EXPECT_EQ(to_toml(back), to_toml(c));
@@ -263,6 +264,53 @@ TEST(Config, ResumeRefusesAContradiction) {
             "c.toml:2:10: model.layers = 2 contradicts the checkpoint, which has 3" + rest);
   EXPECT_EQ(complaint([&] { resumed(stored, parse("", {"model.layers=4"})); }),
             "--set model.layers: model.layers = 4 contradicts the checkpoint, which has 3" + rest);
+}
+
+TEST(Config, LayoutIndependence) {
+  const std::string on = "[parallel]\nvirtual_dp = 2\n";
+  const std::vector<std::string> set = {"run.deterministic=layout_independent"};
+  const auto with = [&](const std::string& one_more) {
+    std::vector<std::string> both = set;
+    both.push_back(one_more);
+    return both;
+  };
+  const RunConfig c = parse(on, set).config;
+  EXPECT_EQ(c.run.deterministic, Determinism::layout_independent);
+  EXPECT_EQ(c.parallel.virtual_dp, 2);
+  EXPECT_EQ(c.parallel.virtual_tp, 4);
+  EXPECT_EQ(parse("").config.run.deterministic, Determinism::same_layout);
+  EXPECT_EQ(complaint_of(on, with("parallel.reduction=polled")),
+            "--set parallel.reduction: parallel.reduction = \"polled\" adds in the order of the ranks; with "
+            "run.deterministic = \"layout_independent\" it is \"blocking\"");
+  EXPECT_EQ(complaint_of(on, with("parallel.token_shards=append")).rfind("--set parallel.token_shards: ", 0), 0U);
+  EXPECT_EQ(complaint_of(on, with("parallel.dp=3")),
+            "--set parallel.dp: parallel.dp = 3 is more than the parallel.virtual_dp = 2 shards that can be dealt");
+  EXPECT_EQ(complaint_of(on, with("parallel.tp=5")),
+            "--set parallel.tp: parallel.tp = 5 is more than the parallel.virtual_tp = 4 shards that can be dealt");
+  EXPECT_EQ(complaint_of("batch = 1\n" + on, set),
+            "c.toml:11:9: train.batch = 1 leaves some of parallel.virtual_dp = 2 shards without a sequence");
+  EXPECT_EQ(complaint_of(on, with("model.tokens.key=3")),
+            "--set model.tokens.key: model.tokens.key = 3 cannot be cut into parallel.virtual_tp = 4 shards");
+  EXPECT_EQ(complaint_of(on, with("parallel.virtual_tp=65")),
+            "--set parallel.virtual_tp=65: parallel.virtual_tp = 65: want 1 to 64");
+}
+
+TEST(Config, ResumeTakesTheCheckpointsVirtualShards) {
+  const RunConfig stored = parse("", {"run.deterministic=layout_independent", "parallel.virtual_dp=2"}).config;
+  // What is not given is the checkpoint's; what is given must not contradict it.
+  const RunConfig same = resumed(stored, parse("", {"run.deterministic=layout_independent"}));
+  EXPECT_EQ(same.parallel.virtual_dp, 2);
+  EXPECT_EQ(
+      complaint([&] {
+        resumed(stored, parse("", {"run.deterministic=layout_independent", "parallel.virtual_dp=8"}));
+      }),
+      "--set parallel.virtual_dp: parallel.virtual_dp = 8 contradicts the checkpoint, which has 2 virtual shards; "
+      "remove the key, or give up the same bits with run.deterministic = \"same_layout\"");
+  // Without the mode on one side the numbers decide nothing that was promised.
+  EXPECT_EQ(resumed(stored, parse("", {"parallel.virtual_dp=8"})).parallel.virtual_dp, 8);
+  EXPECT_EQ(resumed(parse("").config, parse("", {"run.deterministic=layout_independent", "parallel.virtual_dp=8"}))
+                .parallel.virtual_dp,
+            8);
 }
 
 TEST(Config, VocabularyComesFromTheDataset) {

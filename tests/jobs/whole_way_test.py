@@ -202,6 +202,8 @@ class Words(JobTest):
         for number, (ranks, more) in enumerate([(1, []), (2, []), (2, ["parallel.tp=2"]), (2, ["parallel.zero=1"]),
                                                 (1, ["train.micro_batch=2"]), (1, ["run.save=blocking"]),
                                                 (1, ["model.norm=softmax"]), (2, ["model.norm=gelu_l2_norm", "parallel.tp=2"]),
+                                                (2, ["run.deterministic=layout_independent"]),
+                                                (2, ["run.deterministic=layout_independent", "parallel.tp=2"]),
                                                 (1, ["train.dtype=f64"]), (1, ["model.layers=1"]), (1, ["run.threads=2"]),
                                                 # evaluation of all windows at once would take far more than training
                                                 (1, ["train.micro_batch=1", "model.layers=1", "train.eval_tokens=0"])]):

@@ -51,6 +51,44 @@ TYPED_TEST(Elementwise, InPlace) {
   for (std::int64_t i = 0; i < 31; ++i) EXPECT_EQ(a(5, i), before(5, i) + 2 * before(5, i));
 }
 
+TYPED_TEST(Elementwise, PartsInOrder) {
+  using T = TypeParam;
+  // (large + 1) - large is 0 in both types, 1 in another order.
+  const T large = sizeof(T) == 4 ? T(1e8) : T(1e17);
+  for (const std::int64_t count : {1, 63, 64, 20011}) {
+    std::vector<Matrix<T>> parts;
+    for (const T value : {large, T(1), -large}) {
+      parts.emplace_back(1, count);
+      kernels::fill(cpu, parts.back().view(), static_cast<double>(value));
+    }
+    const std::vector<ConstTensorView> views{parts[0].view(), parts[1].view(), parts[2].view()};
+    Matrix<T> y(1, count);
+    test::at_one_and_two_threads([&](int) {
+      kernels::add_in_order(cpu, views, y.view());
+      for (std::int64_t i = 0; i < count; ++i) ASSERT_EQ(y(0, i), T(0));
+      kernels::max_in_order(cpu, views, y.view());
+      for (std::int64_t i = 0; i < count; ++i) ASSERT_EQ(y(0, i), large);
+    });
+    kernels::add_in_order(cpu, std::span(views).first(1), y.view());
+    EXPECT_EQ(y(0, count - 1), large);
+    kernels::add_in_order(cpu, views, parts[2].view());  // over one of them
+    EXPECT_EQ(parts[2](0, count - 1), T(0));
+  }
+  Matrix<T> nan(1, 3), y(1, 3);
+  kernels::fill(cpu, y.view(), 0);
+  kernels::fill(cpu, nan.view(), std::numeric_limits<double>::quiet_NaN());
+  for (const bool first : {true, false}) {
+    const std::vector<ConstTensorView> views{first ? nan.view() : y.view(), first ? y.view() : nan.view()};
+    Matrix<T> got(1, 3);
+    kernels::max_in_order(cpu, views, got.view());
+    EXPECT_TRUE(std::isnan(got(0, 2)));
+  }
+  EXPECT_THROW(kernels::add_in_order(cpu, {}, y.view()), ShapeError);
+  const Matrix<T> longer(1, 4);
+  const std::vector<ConstTensorView> unlike{longer.view()};
+  EXPECT_THROW(kernels::add_in_order(cpu, unlike, y.view()), ShapeError);
+}
+
 TYPED_TEST(Elementwise, LongerThanOneChunk) {
   using T = TypeParam;
   const auto a = Matrix<T>::random(3, 20011, 1);

@@ -192,10 +192,10 @@ TEST(TpReducer, ReducesOverTheRanks) {
   EXPECT_FALSE(reducer.is_identity());
   std::vector<double> x{1.0 + world.rank(), -1.0 * world.rank()};
   const TensorView view{x.data(), DType::f64, Device::cpu, Shape{2}, 2};
-  reducer.max(stream, view);
+  reducer.max(stream, view, view);
   const double p = world.size();
   EXPECT_EQ(x, (std::vector<double>{p, 0}));
-  reducer.sum(stream, view);
+  reducer.sum(stream, view, view);
   EXPECT_EQ(x, (std::vector<double>{p * p, 0}));
   const auto self = create_self();
   EXPECT_TRUE(TpReducer(*self).is_identity());

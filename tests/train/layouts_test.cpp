@@ -154,6 +154,54 @@ TEST(Resume, ReadsTheSameBitsOnEveryLayout) {
   }
 }
 
+TEST(Resume, TheDataGoesOnOnOtherRanksAndMicroBatches) {
+  const Lab lab;
+  RunConfig config = lab.config(DType::f64);
+  TinyRun reference(config, lab, alone());
+  train(reference.trainer, 4);
+  save_alone(reference, lab.path("alone"));
+  const auto want = train(reference.trainer, 4);
+  for (const auto& layout : layouts()) {
+    for (const std::int64_t micro : {0, 1, 2}) {
+      config.train.micro_batch = micro;
+      TinyRun run(config, lab, mesh_of(layout), lab.path("alone"));
+      EXPECT_EQ(run.trainer.state().samples, 4 * config.train.batch);
+      // Another sample, or one twice, changes a loss in its second or third digit.
+      expect_agreement(train(run.trainer, 4), want, 1e-10, 4, 1e-9,
+                       fmt::format("{} micro-batch {}", text_of(layout), micro));
+      EXPECT_EQ(run.trainer.state().samples, 8 * config.train.batch);
+    }
+  }
+}
+
+TEST(MicroBatches, CoverTheBatchOnceInOrder) {
+  const Lab lab;
+  RunConfig config = lab.config(DType::f32);
+  config.train.batch = 11;
+  for (const Determinism mode : {Determinism::same_layout, Determinism::layout_independent}) {
+    config.run.deterministic = mode;
+    for (const int dp : {1, 2, 3, 4}) {
+      for (const std::int64_t micro : {0, 1, 2, 3}) {
+        config.train.micro_batch = micro;
+        std::int64_t next = 0;
+        for (int r = 0; r < dp; ++r) {
+          std::int64_t shard = 0;
+          for (const MicroRange& range : micro_batches(config, dp, r)) {
+            EXPECT_EQ(range.first, next);
+            EXPECT_GT(range.count, 0);
+            EXPECT_TRUE(micro == 0 || range.count <= micro);
+            EXPECT_TRUE(range.shard == shard || range.shard == shard + 1);
+            shard = range.shard;
+            next = range.first + range.count;
+          }
+          EXPECT_EQ(shard + 1, deal_shards(config, dp).count(r));
+        }
+        EXPECT_EQ(next, config.train.batch);
+      }
+    }
+  }
+}
+
 // ---- token_shards = "append" ----
 
 ExpandRequest doubled(const Lab& lab, const RunConfig& config) {

@@ -72,6 +72,27 @@ TEST(Memory, SteadyStepsRequestNone) {
   }
 }
 
+TEST(Memory, SteadyStepsOfVirtualShardsRequestNone) {
+  const Lab lab;
+  for (const PattentionNorm norm : {PattentionNorm::l2_norm_gelu, PattentionNorm::softmax}) {
+    for (const auto& layout : layouts()) {
+      RunConfig config = lab.config(DType::f32, norm);
+      config.run.deterministic = Determinism::layout_independent;
+      config.parallel.reduction = Reduction::blocking;
+      config.parallel.zero = norm == PattentionNorm::softmax ? 1 : 0;
+      TinyRun run(config, lab, mesh_of(layout));
+      train(run.trainer, 2);
+      const std::uint64_t before = run.allocator.report().system_requests;
+      requests = 0;
+      counting = true;
+      for (int i = 0; i < 4; ++i) run.trainer.step();
+      counting = false;
+      EXPECT_EQ(run.allocator.report().system_requests, before) << text_of(layout);
+      EXPECT_EQ(requests, 0U) << text_of(layout);
+    }
+  }
+}
+
 /// What `tf_train --dry-run` tells is what a step takes, under every policy.
 TEST(Memory, TheEstimateIsCloseToThePeak) {
   const Lab lab;

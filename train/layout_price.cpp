@@ -1,0 +1,58 @@
+#include "train/layout_price.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "model/activation_memory.h"
+#include "train/gradient_pass.h"
+#include "train/trainer.h"
+
+namespace tforge {
+
+namespace {
+
+struct Cost {
+  std::int64_t memory = 0;
+  double sent = 0;
+};
+
+Cost cost_of(const RunConfig& config, const MeshPlace& place) {
+  const ShardPlan plan = plan_shards(config, place.tp, nullptr);
+  const FlatLayout layout = flat_layout(TokenFormer::specs(config.model, plan), place.tp_index);
+  const auto buckets = layout.buckets(config.train.dtype, bucket_bytes(config), place.dp);
+  Cost cost;
+  const std::int64_t micro = micro_batch(config, deal_sequences(config, place.dp).count(0));
+  const ShardGradientBytes gradients = shard_gradient_bytes(
+      config, place.dp, place.dp_index, layout.elements * static_cast<std::int64_t>(size_of(config.train.dtype)));
+  const auto activations = static_cast<std::int64_t>(activation_bytes(
+      config.model, plan, place.tp_index, config.train.dtype, config.train.saves, micro, config.seq()));
+  cost.memory = gradients.kept + std::max(activations, gradients.pieces);
+  for (const Exchange& exchange : step_exchanges(config, plan, buckets, place)) {
+    // At a byte a second and without latency, seconds are bytes.
+    cost.sent += ring_seconds(exchange, exchange.axis == MeshAxis::dp ? place.dp : place.tp, {1, 0});
+  }
+  return cost;
+}
+
+}  // namespace
+
+LayoutPrice layout_price(const RunConfig& config, const MeshPlace& place) {
+  RunConfig same_layout = config;
+  same_layout.run.deterministic = Determinism::same_layout;
+  const Cost with = cost_of(config, place), without = cost_of(same_layout, place);
+  return {deal_shards(config, place.dp).count(place.dp_index),
+          plan_shards(config, place.tp, nullptr).shards->deal.count(place.tp_index), with.memory - without.memory,
+          with.sent, without.sent};
+}
+
+std::string layout_price_text(const RunConfig& config, int dp, int tp) {
+  const LayoutPrice price = layout_price(config, {.dp = dp, .tp = tp});
+  return fmt::format(
+      "layout independent: {} x {} virtual shards, {} x {} of them on rank 0; it holds {:+.1f} MiB beside the ordinary "
+      "mode and sends {:.2f} MB a step instead of {:.2f}",
+      config.parallel.virtual_dp, config.parallel.virtual_tp, price.virtual_dp, price.virtual_tp,
+      static_cast<double>(price.memory) / (1 << 20), price.sent / 1e6, price.sent_same_layout / 1e6);
+}
+
+}  // namespace tforge
