@@ -335,7 +335,9 @@ TEST(Config, Durations) {
 TEST(Config, TheShippedConfigurationsLoad) {
   int files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(TFORGE_SOURCE_DIR "/configs")) {
-    if (entry.path().extension() != ".toml") continue;
+    // The plans of submit_stages are no configurations of a run.
+    const std::string name = entry.path().filename();
+    if (!name.ends_with(".toml") || name.starts_with("stages")) continue;
     EXPECT_NO_THROW(load_config(entry.path())) << entry.path();
     ++files;
   }

@@ -118,10 +118,10 @@ TEST(Allocator, SaysWhatIsInUseWhenMemoryEnds) {
   const Tensor weights = bytes(allocator, 3 << 20, Purpose::weights);
   const std::string message = test::error_of<ResourceError>(
       [&] { Tensor::empty(allocator, Shape{std::int64_t{1} << 55}, DType::f64, Purpose::moments); });
-  EXPECT_EQ(
-      message,
-      "out of memory: 288230376151711744 bytes for moments on top of weights 3 MiB, gradients 0 MiB, moments 0 "
-      "MiB, activations 0 MiB, communication 0 MiB, workspace 0 MiB; use a smaller batch or model, or more ranks");
+  EXPECT_EQ(message,
+            "out of memory: 288230376151711744 bytes for moments on top of weights 3 MiB, gradients 0 MiB, moments 0 "
+            "MiB, activations 0 MiB, communication 0 MiB, workspace 0 MiB, staging 0 MiB; use a smaller batch or "
+            "model, or more ranks");
   EXPECT_EQ(at(allocator.report().in_use, Purpose::moments), 0U);
   const Tensor after = bytes(allocator, 4000);  // and it goes on working
   EXPECT_TRUE(static_cast<bool>(after));
