@@ -340,10 +340,10 @@ void CheckpointWriter::publish(const std::vector<std::string>& digests) {
   AtomicFile manifest(manifest_path(path_));
   manifest.file().write_at(0, text.data(), text.size());
   manifest.file().sync();
+  // From the first change of a name to the last the names lead to no whole checkpoint, never to a wrong one. What
+  // recover_commits() needs to finish is on the disk by then, under the names of temporaries.
+  sync_folder(folder_of(path_));
   if (existing_ == OnExisting::replace && exists(manifest.target())) {
-    sync_folder(folder_of(path_));
-    // From here to the last rename the names lead to no whole checkpoint, never to a wrong one. What recover_commits()
-    // needs to finish is on the disk.
     if (::unlink(manifest.target().c_str()) != 0) {
       throw DataError("{}: cannot be removed: {}", manifest.target(), std::strerror(errno));
     }
