@@ -212,7 +212,7 @@ Var TokenFormer::completed(Tape& tape, Var partial) {
   return reducer_->by_shard() ? partial : reduce_from(tape, std::move(partial), tp_);
 }
 
-Var TokenFormer::shared(Tape& tape, Var x) { return reducer_->by_shard() ? x : copy_to(tape, x, tp_); }
+Var TokenFormer::shared(Tape& tape, const Var& x) { return reducer_->by_shard() ? x : copy_to(tape, x, tp_); }
 
 Var TokenFormer::gather_heads(Tape& tape, const Var& x) {
   return gather_columns(tape, x, head_columns_, tp_, reducer_->by_shard() ? Incoming::complete : Incoming::partial);

@@ -140,7 +140,7 @@ class TokenFormer {
   /// Completes what an op gives over the tensor-parallel axis, and hands it a value whose gradient will be complete:
   /// with virtual shards ops do both.
   Var completed(Tape& tape, Var partial);
-  Var shared(Tape& tape, Var x);
+  Var shared(Tape& tape, const Var& x);
   Var gather_heads(Tape& tape, const Var& x);
   HeadShards head_shards() const;
   std::int64_t local_heads() const { return plan_.heads.count(tp_.rank()); }

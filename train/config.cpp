@@ -186,6 +186,13 @@ void apply_override(const std::string& text, LoadedConfig& loaded) {
   loaded.given[key] = where;
 }
 
+/// Whoever asked for layout independence has not asked for a default that it cannot have.
+void choose_reduction(RunConfig& config, const std::map<std::string, std::string>& given) {
+  if (config.run.deterministic == Determinism::layout_independent && !given.contains("parallel.reduction")) {
+    config.parallel.reduction = Reduction::blocking;
+  }
+}
+
 /// Runs `check` and puts the place of the key that its complaint begins with before the complaint.
 void with_place(const LoadedConfig& loaded, const std::string& source, const std::function<void()>& check) {
   try {
@@ -233,11 +240,7 @@ LoadedConfig parse_config(std::string_view text, const std::string& source, cons
       throw ConfigError("{}: {} is missing: {}", source, field.key, field.doc);
     }
   }
-  // Whoever asked for the mode has not asked for a default that it cannot have.
-  if (loaded.config.run.deterministic == Determinism::layout_independent &&
-      !loaded.given.contains("parallel.reduction")) {
-    loaded.config.parallel.reduction = Reduction::blocking;
-  }
+  choose_reduction(loaded.config, loaded.given);
   with_place(loaded, source, [&] { validate(loaded.config); });
   return loaded;
 }
@@ -276,8 +279,11 @@ std::vector<std::string> diff(const RunConfig& before, const RunConfig& after) {
 }
 
 RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
+  RunConfig result = asked.config;
+  result.model = stored.model;
+  if (!asked.given.contains("run.deterministic")) result.run.deterministic = stored.run.deterministic;
   const bool same_shards = stored.run.deterministic == Determinism::layout_independent &&
-                           asked.config.run.deterministic == Determinism::layout_independent;
+                           result.run.deterministic == Determinism::layout_independent;
   for (const Field& field : config_fields()) {
     const auto given = asked.given.find(field.key);
     const bool fixed = field.key.starts_with("model.") || (same_shards && field.key.starts_with("parallel.virtual_"));
@@ -288,8 +294,7 @@ RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
     if (!field.key.starts_with("model.")) {
       throw ConfigError(
           "{}: {} = {} contradicts the checkpoint, which has {} virtual shards; remove the key, or give up the same "
-          "bits "
-          "with run.deterministic = \"same_layout\"",
+          "bits with run.deterministic = \"same_layout\"",
           given->second, field.key, wish, truth);
     }
     throw ConfigError(
@@ -297,12 +302,11 @@ RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked) {
         "another run.dir (tf_expand makes a model larger)",
         given->second, field.key, wish, truth);
   }
-  RunConfig result = asked.config;
-  result.model = stored.model;
   if (same_shards) {
     result.parallel.virtual_dp = stored.parallel.virtual_dp;
     result.parallel.virtual_tp = stored.parallel.virtual_tp;
   }
+  choose_reduction(result, asked.given);
   with_place(asked, "resume", [&] { validate(result); });
   return result;
 }

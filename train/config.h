@@ -139,8 +139,8 @@ std::string to_toml(const RunConfig& config);
 std::vector<std::string> diff(const RunConfig& before, const RunConfig& after);
 
 /// The configuration of a run that goes on from a checkpoint: `asked`, with the checkpoint's [model].
-/// Throws ConfigError naming both values for a key of [model] that was given and contradicts the checkpoint. Where both
-/// are "layout_independent", the numbers of virtual shards are the checkpoint's in the same way.
+/// Throws ConfigError naming both values for a key of [model] that was given and contradicts the checkpoint.
+/// Layout independence goes on unless run.deterministic is given, and the numbers of its virtual shards like [model].
 /// What else changed is diff(stored, result), to be logged and recorded.
 RunConfig resumed(const RunConfig& stored, const LoadedConfig& asked);
 

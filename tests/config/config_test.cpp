@@ -306,8 +306,21 @@ TEST(Config, ResumeTakesTheCheckpointsVirtualShards) {
       }),
       "--set parallel.virtual_dp: parallel.virtual_dp = 8 contradicts the checkpoint, which has 2 virtual shards; "
       "remove the key, or give up the same bits with run.deterministic = \"same_layout\"");
+  // The mode goes on where the file says nothing of it, with the reduction that it needs.
+  const RunConfig kept = resumed(stored, parse(""));
+  EXPECT_EQ(kept.run.deterministic, Determinism::layout_independent);
+  EXPECT_EQ(kept.parallel.virtual_dp, 2);
+  EXPECT_EQ(kept.parallel.reduction, Reduction::blocking);
+  EXPECT_NE(complaint([&] { resumed(stored, parse("", {"parallel.virtual_dp=8"})); }).find("has 2 virtual shards"),
+            std::string::npos);
+  EXPECT_EQ(complaint([&] {
+              resumed(stored, parse("", {"parallel.reduction=polled"}));
+            }).rfind("--set parallel.reduction: ", 0),
+            0U);
   // Without the mode on one side the numbers decide nothing that was promised.
-  EXPECT_EQ(resumed(stored, parse("", {"parallel.virtual_dp=8"})).parallel.virtual_dp, 8);
+  const RunConfig off = resumed(stored, parse("", {"run.deterministic=same_layout", "parallel.virtual_dp=8"}));
+  EXPECT_EQ(off.run.deterministic, Determinism::same_layout);
+  EXPECT_EQ(off.parallel.virtual_dp, 8);
   EXPECT_EQ(resumed(parse("").config, parse("", {"run.deterministic=layout_independent", "parallel.virtual_dp=8"}))
                 .parallel.virtual_dp,
             8);
