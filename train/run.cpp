@@ -147,6 +147,9 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   const bool at_end = finished(train, state);
   const std::string reason = reason_of(asked, polls.costs());
   for (; saver.under_way() && (decision != StopDecision::stop || asked.hard_seconds_left > 0); hear()) saver.wait();
+  // That may have taken longer than was expected.
+  if (asked.hard_seconds_left < saver.estimated_seconds()) decision = StopDecision::stop;
+  if (saver.saved_step() == state.step && decision == StopDecision::stop) decision = StopDecision::save_and_stop;
   for (int tries = 1; bad_steps == 0 && decision != StopDecision::stop && saver.saved_step() != state.step; ++tries) {
     saver.begin(at_end ? Retention::stage_end : Retention::rolling, Saver::Rows::in_place);
     finish_save();
