@@ -110,8 +110,9 @@ class Signals(StopTest):
         process.send_signal(signal.SIGUSR1)
         first = self.stopped_at(process, self.end(process, 10), "SIGUSR1 or SIGINT")
         grace = [line["step_seconds"] for line in self.metrics(process) if "loss" in line][-1] / 2
-        process = self.start("term", SLOW + [f"run.grace_s={grace}"])
-        self.wait_for_steps(process, first + 1)
+        # Once a save has been measured; the guess before it may be longer than the grace.
+        process = self.start("term", SLOW + [f"run.grace_s={grace}", f"run.save_every={first + 1}"])
+        self.wait_for_steps(process, first + 3)
         time.sleep(grace / 10)
         for pid in self.rank_pids(process):
             os.kill(pid, signal.SIGTERM)
