@@ -11,7 +11,7 @@ packages=(
   libgtest-dev libgmock-dev libbenchmark-dev
   bible-kjv bzip2 python3-h5py python3-numpy python3-matplotlib
 )
-if [[ ${1:-} == --with-slurm ]]; then packages+=(slurm-wlm munge); fi
+if [[ ${1:-} == --with-slurm ]]; then packages+=(slurm-wlm munge iproute2); fi
 
 if [[ ${TFORGE_SKIP_SETUP:-0} == 1 ]]; then exit 0; fi
 

@@ -371,11 +371,15 @@ class Cluster(ChainTest):
         cls.finish(cls.stages("local", cls.plan("whole")))
 
     @classmethod
+    def command(cls, *words):
+        return [*cls.cluster.inside, *super().command(*words)]
+
+    @classmethod
     def stages(cls, *words, env=None):
         return super().stages(*words, env={**cls.cluster.environment, "PATH": BIN + ":" + cls.cluster.environment["PATH"], **(env or {})})
 
     def wait_for_empty_queue(self):
-        self.cluster.wait_for(lambda: not self.cluster.queue(), "end of the chain", patience=240)
+        self.cluster.wait_for(lambda: not self.cluster.queue(), "end of the chain", patience=400)
 
     def submitted(self, ended):
         """{"train1": "12", ...} of a submission."""

@@ -29,9 +29,11 @@ from kill import Kill
 from outputs import Outputs
 from power_loss import PowerLoss
 from signals import Signals
+from slurm import Slurm
 from world import Failed, World
 
-KINDS = {kind.name: kind for kind in [Kill, Damage, PowerLoss, Signals, FullDisk, Outputs]}
+LEFT_OUT = 77  # exit code when nothing could be tried
+KINDS = {kind.name: kind for kind in [Kill, Damage, PowerLoss, Signals, FullDisk, Outputs, Slurm]}
 
 
 class Result:
@@ -44,7 +46,7 @@ def run_kind(kind, world, arguments):
     began = time.monotonic()
     campaign = kind(world)
     count = arguments.trials or (campaign.long if arguments.long else campaign.short)
-    numbers = [arguments.trial] if arguments.trial is not None else range(count)
+    numbers = [arguments.trial] if arguments.trial is not None else range(arguments.first, count)
 
     def trial(number):
         try:
@@ -92,6 +94,7 @@ def main():
     parser.add_argument("--build", default="build", help="build folder")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--trials", type=int, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, metavar="NUMBER", help="goes on from this trial of each kind")
     parser.add_argument("--trial", type=int, metavar="NUMBER", help="only this one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
@@ -101,8 +104,14 @@ def main():
         if name not in KINDS:
             parser.error(f"there is no kind {name}; there are {', '.join(KINDS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    kinds = [KINDS[name] for name in arguments.kinds or KINDS]
+    for kind in [kind for kind in kinds if hasattr(kind, "missing") and kind.missing()]:
+        print(f"{kind.name} IS LEFT OUT: {kind.missing()}", flush=True)
+        kinds.remove(kind)
+    if not kinds:
+        return LEFT_OUT
     world = World(arguments.build)
-    results = [run_kind(KINDS[name], world, arguments) for name in arguments.kinds or KINDS]
+    results = [run_kind(kind, world, arguments) for kind in kinds]
     print_table(results, arguments)
     failed = any(result.failures for result in results)
     if failed or arguments.trial is not None:

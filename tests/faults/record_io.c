@@ -3,7 +3,8 @@
 //
 //   FAULTS_FOLDER  the folder, as an absolute path
 //   FAULTS_LOG     file to which all processes append one record a call, bytes written included
-//   FAULTS_RANK    the rank that is struck (OMPI_COMM_WORLD_RANK; 0 without a launcher)
+//   FAULTS_RANK    the rank that is struck (PMIX_RANK, which mpirun and srun set; 0 without a launcher)
+//   FAULTS_DELAY   milliseconds that every call takes longer: on a slow disk a save lasts for many steps
 //   FAULTS_HOLD    "CALL FILE": before its call CALL (counted from 0) this rank makes FILE and stops itself (SIGSTOP):
 //                  whoever waits for FILE may then kill and signal whom it likes
 //   FAULTS_REFUSE  "CALL COUNT ERRNO": its calls CALL .. CALL + COUNT - 1 that take space or sync fail with ERRNO; the
@@ -39,7 +40,7 @@ static int number_of(const char* variable) {
   return text != NULL ? atoi(text) : 0;
 }
 
-static int my_rank(void) { return number_of("OMPI_COMM_WORLD_RANK"); }
+static int my_rank(void) { return number_of("PMIX_RANK"); }
 
 static int is_ours(const char* path) {
   const char* folder = getenv("FAULTS_FOLDER");
@@ -80,6 +81,7 @@ static int strike(int* first) {
   pthread_mutex_lock(&mutex);
   const long call = calls++;
   pthread_mutex_unlock(&mutex);
+  usleep(1000 * (unsigned)number_of("FAULTS_DELAY"));
   *first = 0;
   if (my_rank() != number_of("FAULTS_RANK")) return 0;
   const char *hold = getenv("FAULTS_HOLD"), *refuse = getenv("FAULTS_REFUSE");

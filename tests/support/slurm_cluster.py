@@ -1,12 +1,16 @@
 """A real SLURM cluster of several nodes on one machine, for tests.
 
-Every node is a slurmd in namespaces of its own: host name, mounts (a private /dev/shm) and processes, so that it can be
-crashed as a whole. Nothing outside the cluster's folder is touched, and nothing outlives the process that started it.
+Every node is a slurmd in namespaces of its own: host name, network, mounts (a private /dev/shm) and processes, so that
+it can be crashed as a whole or cut off. The cluster's network is reached from nowhere else: whoever wants something of
+it starts with `inside`. Nothing outside the cluster's folder is touched, nothing outlives the process that started it,
+and several clusters do not know of each other.
 
     with SlurmCluster(folder, nodes=2, cpus=2) as cluster:
         cluster.run("sbatch", "--parsable", "job.sbatch").stdout
         cluster.crash(2)
         cluster.boot(2)
+        cluster.cut(2)
+        cluster.mend(2)
 
 Needs root and the Debian packages of PACKAGES; missing() says what is not there.
 """
@@ -20,15 +24,15 @@ import socket
 import subprocess
 import time
 
-PACKAGES = ["slurm-wlm", "munge"]
-PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "unshare", "mount",
-            "hostname"]
+PACKAGES = ["slurm-wlm", "munge", "iproute2"]
+PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "unshare", "nsenter", "mount",
+            "hostname", "ip"]
 
 # Times are short: a requeued job waits for its old credential to expire, and a dead node shall be noticed.
 CONFIGURATION = """\
 ClusterName=tforge
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
+SlurmctldHost={host}(10.77.0.254)
+SlurmctldPort=17000
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -60,12 +64,20 @@ SlurmctldTimeout=30
 SlurmdTimeout={node_timeout}
 MessageTimeout=10
 TCPTimeout=2
+LaunchParameters=mpir_use_nodeaddr
 GresTypes=gpu
 {nodes}
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-# What the first process of a node does: it also reaps the orphans there.
-NODE = 'hostname "$1" && mount -t tmpfs tmpfs /dev/shm && { slurmd -D -N "$1" -f "$2" & wait $!; }'
+# The controller's end of the network, to which nodes are plugged. FILE
+NETWORK = ("ip link set lo up && ip link add tforge type bridge && ip addr add 10.77.0.254/24 dev tforge && "
+           'ip link set tforge up && touch "$1" && exec sleep infinity')
+# A node's end. NAME CONTROLLER ADDRESS COMMAND...
+CABLE = ('ip link add eth0 type veth peer name "$1" netns "$2" && nsenter --net="/proc/$2/ns/net" ip link set "$1" master tforge up && '
+         'ip addr add "$3/24" dev eth0 && ip link set eth0 up && ip link set lo up && shift 3 && exec "$@"')
+# What the first process of a node does: it also reaps the orphans there. NAME CONFIGURATION SHARED
+NODE = ('hostname "$1" && mount --bind "$3" /mnt && mount -t tmpfs tmpfs /dev/shm && mkdir -p "$3" && mount --move /mnt "$3" && '
+        '{ slurmd -D -N "$1" -f "$2" & wait $!; }')
 
 
 def missing():
@@ -76,24 +88,14 @@ def missing():
     if absent:
         packages = " ".join(PACKAGES)
         return f"{', '.join(absent)} not installed (Debian packages {packages}; scripts/setup.sh --with-slurm)"
-    return None
+    trial = "ip link add trial0 type bridge && ip link add trial1 type veth peer name trial2 && mount -t tmpfs tmpfs /mnt"
+    done = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", trial], capture_output=True, text=True,
+                          env={**os.environ, "PATH": search_path()})
+    return f"a test cluster needs namespaces of network and mounts: {done.stderr.strip()}" if done.returncode else None
 
 
 def search_path():
     return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-
-
-def free_ports(count):
-    """The first of `count` ports in a row that nobody uses."""
-    for first in range(17000, 32000, 20):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-    raise RuntimeError("no free ports")
 
 
 def die_with_parent():
@@ -101,14 +103,19 @@ def die_with_parent():
 
 
 class SlurmCluster:
-    def __init__(self, folder, nodes=2, cpus=2, gpus=0, kill_wait=5, node_timeout=15):
+    """`shared`: the folder that all nodes see, wherever it lies; by default the one in which the cluster's folder is."""
+
+    def __init__(self, folder, nodes=2, cpus=2, gpus=0, kill_wait=5, node_timeout=15, shared=None):
         self.folder = pathlib.Path(folder).absolute()
+        self.shared = pathlib.Path(shared or self.folder.parent).absolute()
         self.nodes, self.cpus, self.gpus = nodes, cpus, gpus
         self.timing = {"kill_wait": kill_wait, "node_timeout": node_timeout}
         self.configuration = self.folder / "slurm.conf"
         self.processes = {}
         # What a client needs; the nodes hand SLURM_CONF to the jobs themselves.
-        self.environment = {**os.environ, "PATH": search_path(), "SLURM_CONF": str(self.configuration)}
+        self.environment = {**os.environ, "PATH": search_path(), "SLURM_CONF": str(self.configuration),
+                            "OMPI_MCA_btl_tcp_if_include": "10.77.0.0/24", "OMPI_MCA_oob_tcp_if_include": "10.77.0.0/24"}
+        self.inside = []
 
     def __enter__(self):
         try:
@@ -130,12 +137,11 @@ class SlurmCluster:
         key = self.folder / "munge/key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        port = free_ports(1 + self.nodes)
         gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
-        nodes = "\n".join(f"NodeName=n{i} NodeHostname=n{i} NodeAddr=127.0.0.1 Port={port + i} CPUs={self.cpus} "
+        nodes = "\n".join(f"NodeName=n{i} NodeHostname=n{i} NodeAddr=10.77.0.{i} Port=17001 CPUs={self.cpus} "
                           f"RealMemory=4000{gres} State=UNKNOWN" for i in self.numbers())
         host = socket.gethostname().split(".")[0]
-        self.configuration.write_text(CONFIGURATION.format(host=host, port=port, folder=self.folder, nodes=nodes,
+        self.configuration.write_text(CONFIGURATION.format(host=host, folder=self.folder, nodes=nodes,
                                                            **self.timing))
         # Only the bookkeeping of GPUs is tested: any device file will do.
         (self.folder / "gres.conf").write_text(
@@ -143,7 +149,9 @@ class SlurmCluster:
         munge = self.folder / "munge"
         self.spawn("munged", "munged", "--foreground", "--force", "--num-threads=2", f"--socket={munge}/socket",
                    f"--key-file={key}", f"--log-file={munge}/log", f"--pid-file={munge}/pid", f"--seed-file={munge}/seed")
-        self.wait_for(lambda: (munge / "socket").exists(), "munged's socket")
+        self.spawn("network", "unshare", "--net", "sh", "-c", NETWORK, "sh", self.folder / "network")
+        self.wait_for(lambda: (munge / "socket").exists() and (self.folder / "network").exists(), "munge and network")
+        self.inside = ["nsenter", f"--net=/proc/{self.processes['network'].pid}/ns/net"]
         self.start_controller()
         for i in self.numbers():
             self.boot(i)
@@ -154,7 +162,7 @@ class SlurmCluster:
 
     def spawn(self, name, *command):
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
-            self.processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            self.processes[name] = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                                     env=self.environment, preexec_fn=die_with_parent)
 
     def end(self, name, number=signal.SIGKILL, patience=5):
@@ -169,7 +177,7 @@ class SlurmCluster:
             process.wait()
 
     def start_controller(self):
-        self.spawn("slurmctld", "slurmctld", "-D", "-f", str(self.configuration))
+        self.spawn("slurmctld", *self.inside, "slurmctld", "-D", "-f", self.configuration)
 
     def kill_controller(self):
         self.end("slurmctld")
@@ -179,21 +187,31 @@ class SlurmCluster:
         for kind in ("spool", "tmp"):
             for left in (self.folder / kind / f"n{i}").iterdir():
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-        self.spawn(f"n{i}", "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
-                   NODE, "sh", f"n{i}", str(self.configuration))
+        self.run("ip", "link", "del", f"n{i}", check=False)  # the cable of a node that crashed goes a little later
+        self.spawn(f"n{i}", "unshare", "--net", "sh", "-c", CABLE, "sh", f"n{i}", self.processes["network"].pid, f"10.77.0.{i}",
+                   "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", NODE, "sh",
+                   f"n{i}", self.configuration, self.shared)
 
     def crash(self, i):
         """Every process of node i is gone at once."""
         self.end(f"n{i}")
+
+    def cut(self, i):
+        """Nothing reaches node i, and nothing comes from it."""
+        self.run("ip", "link", "set", f"n{i}", "down")
+
+    def mend(self, i):
+        self.run("ip", "link", "set", f"n{i}", "up")
 
     def stop(self):
         for i in self.numbers():
             self.crash(i)
         self.end("slurmctld", signal.SIGTERM)
         self.end("munged", signal.SIGTERM)
+        self.end("network")
 
-    def run(self, *command, check=True, timeout=60, **options):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout,
+    def run(self, *command, check=True, timeout=120, **options):
+        done = subprocess.run([*self.inside, *(str(word) for word in command)], capture_output=True, text=True, timeout=timeout,
                               env={**self.environment, **options.pop("env", {})}, **options)
         if check and done.returncode != 0:
             raise AssertionError(f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}\n{self.log()}")
@@ -217,10 +235,10 @@ class SlurmCluster:
             text += f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]) + "\n"
         return text
 
-    def wait_for(self, condition, what, patience=60):
+    def wait_for(self, condition, what, patience=180):
         """Waits for others; how long it takes is no test."""
         end = time.monotonic() + patience
         while not condition():
             if time.monotonic() > end:
                 raise AssertionError(f"still no {what} after {patience} s\n{self.log()}")
-            time.sleep(0.1)
+            time.sleep(0.2)
