@@ -26,7 +26,9 @@ class Kill:
         quiet = self.world.quiet(stage, layout)
         folder = self.world.trial_folder(f"kill_{number}", stage, layout)
         for _ in range(rng.choice([1, 1, 2])):
-            job = Job(self.world, folder, layout.command(stage), layout.ranks, self.strike(rng, quiet))
+            # On a slow disk training goes on for steps while a save is being written.
+            job = Job(self.world, folder, layout.command(stage), layout.ranks, self.strike(rng, quiet),
+                      FAULTS_DELAY=rng.choice([0, 0, 5]))
             victim, later = rng.choice(["a rank", "all ranks", "mpirun"]), rng.uniform(0, 0.003)
             if job.struck():
                 time.sleep(later)

@@ -27,7 +27,8 @@ PROGRAM = """\
 hold={folder}/holds/$SLURM_JOB_NAME
 if [ -n "$SLURM_STEP_ID" ] && [ -e "$hold" ]; then
   read -r FAULTS_RANK call <"$hold"
-  export FAULTS_RANK FAULTS_HOLD="$call {folder}/held/$SLURM_JOB_NAME" FAULTS_FOLDER={folder}/work LD_PRELOAD={record_io}
+  export FAULTS_RANK FAULTS_HOLD="$call {folder}/held/$SLURM_JOB_NAME" FAULTS_FOLDER={folder}/work
+  export LD_PRELOAD={record_io}
 fi
 exec {program} "$@"
 """
@@ -98,12 +99,14 @@ class Site:
 
     def stages(self, command):
         """submit_stages with the plan."""
-        return self.cluster.run(sys.executable, SLURM / "submit_stages", command, self.folder / "plan.toml", env=self.path).stdout
+        return self.cluster.run(sys.executable, SLURM / "submit_stages", command, self.folder / "plan.toml",
+                                env=self.path).stdout
 
     def submit_chain(self):
         """{"train1": Run, ...} of the jobs that were missing."""
         found = re.findall(r"(\w+): submitted as job (\d+)", self.stages("submit"))
-        return {step: Run(self, f"chain.{step}", job, self.folder / f"work/chain/logs/{step}-{job}.log") for step, job in found}
+        return {step: Run(self, f"chain.{step}", job, self.folder / f"work/chain/logs/{step}-{job}.log")
+                for step, job in found}
 
     def lose(self, node):
         """A crash that SLURM knows of at once; the node is booted again."""
@@ -140,7 +143,8 @@ class Run:
         """Waits until the rank is held; False when the job has ended before."""
         marker = self.site.folder / "held" / self.name
         alive = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
-        self.site.wait_for(lambda: marker.exists() or self.about("JobState") not in alive, f"moment to strike {self.name}")
+        self.site.wait_for(lambda: marker.exists() or self.about("JobState") not in alive,
+                           f"moment to strike {self.name}")
         (self.site.folder / "holds" / self.name).unlink()  # the next start is not held
         return marker.exists()
 
@@ -180,7 +184,8 @@ class Slurm:
         self.quiet_chain = None
 
     def trial(self, number, rng):
-        kinds = [self.warning, self.requeue, self.node_taken_away, self.controller, self.chain, self.crash, self.cut, self.time_limit]
+        kinds = [self.warning, self.requeue, self.node_taken_away, self.controller, self.chain, self.crash, self.cut,
+                 self.time_limit]
         return kinds[number % len(kinds)](number, rng)
 
     def strike(self, number, rng, fault, options=("--time=60",), settings=()):
@@ -192,11 +197,12 @@ class Slurm:
         with Site(self.world, folder) as site:
             site.hold("train", rank, rng.randrange(quiet.calls[rank]))
             run = site.train(stage, layout, options, settings)
-            after = Run(site, "after", site.sbatch(f"--dependency=afterok:{run.job}", "--kill-on-invalid-dep=yes", "--wrap=true"), folder / "after")
+            waits = site.sbatch(f"--dependency=afterok:{run.job}", "--kill-on-invalid-dep=yes", "--wrap=true")
             ending = fault(run, rank, rng) if run.struck() else "ended before"
             site.wait_for_empty_queue()
-            for each in (run, after):
-                require(each.about("JobState") == "COMPLETED", f"{each.name} ended as {each.about('JobState')}\n{run.log()}\n{site.cluster.log()}")
+            for job in (run.job, waits):
+                state = site.cluster.job(job)["JobState"]
+                require(state == "COMPLETED", f"job {job} ended as {state}\n{run.log()}\n{site.cluster.log()}")
             require("the grace (run.grace_s) ends" not in run.log(), f"it did not stop by itself:\n{run.log()}")
             require("DAMAGED" not in run.log(), f"what a save left is taken for damage:\n{run.log()}")
         self.world.ends_like_the_quiet_run(stage, layout, folder)
@@ -255,7 +261,8 @@ class Slurm:
                 time.sleep(again)
                 run.cluster.boot(node)
             run.wait_for_restart()
-            return f"crash of {'the first' if node == nodes[0] else 'another'} node{'' if again is None else ', booted again'}: went on"
+            return (f"crash of {'the first' if node == nodes[0] else 'another'} node"
+                    f"{'' if again is None else ', booted again'}: went on")
         return self.strike(number, rng, fault, settings=["--set", "parallel.timeout_s=10"])
 
     def cut(self, number, rng):
@@ -268,8 +275,8 @@ class Slurm:
                 time.sleep(again)
                 run.cluster.mend(node)
             run.site.wait_for_empty_queue()
-            return (f"link of {'the first' if node == nodes[0] else 'another'} node cut{'' if again is None else ' and mended'}: "
-                    f"{'went on' if run.restarts() else 'ended before'}")
+            return (f"link of {'the first' if node == nodes[0] else 'another'} node cut"
+                    f"{'' if again is None else ' and mended'}: {'went on' if run.restarts() else 'ended before'}")
         return self.strike(number, rng, fault, settings=["--set", "parallel.timeout_s=10"])
 
     def time_limit(self, number, rng):
@@ -278,7 +285,8 @@ class Slurm:
 
         def fault(run, rank, _):
             if how == "own clock":
-                end = int(re.search(rb"\0SLURM_JOB_END_TIME=(\d+)", pathlib.Path(f"/proc/{run.pids()[rank]}/environ").read_bytes())[1])
+                environ = pathlib.Path(f"/proc/{run.pids()[rank]}/environ").read_bytes()
+                end = int(re.search(rb"\0SLURM_JOB_END_TIME=(\d+)", environ)[1])
                 time.sleep(max(0, end - 4 - time.time()))
                 run.go_on()
             pids = run.pids().values()
@@ -298,8 +306,9 @@ class Slurm:
             if not self.quiet_chain:
                 folder = self.world.new_folder("slurm_quiet")
                 (folder / "plan.toml").write_text(PLAN.format(data=self.world.data))
-                done = subprocess.run([sys.executable, SLURM / "submit_stages", "local", folder / "plan.toml", "--launcher",
-                                       " ".join(self.world.mpirun)], capture_output=True, text=True,
+                command = [sys.executable, SLURM / "submit_stages", "local", folder / "plan.toml", "--launcher",
+                           " ".join(self.world.mpirun)]
+                done = subprocess.run(command, capture_output=True, text=True,
                                       env={**os.environ, "PATH": f"{self.world.jobs}:{os.environ['PATH']}"})
                 require(done.returncode == 0, f"{done.stdout}\n{done.stderr}")
                 self.quiet_chain = folder
@@ -338,10 +347,10 @@ class Slurm:
             site.wait_for_empty_queue()
             report = site.stages("status")
             require("everything is done" in report, f"{report}\n{site.cluster.log()}")
-        for end in ENDS:
-            require(content_of(quiet / "work/chain" / end) == content_of(folder / "work/chain" / end), f"WRONG: {end} differs in {folder}")
-            stage = pathlib.Path(end).parent
-            require(losses_of(quiet / "work/chain" / stage) == losses_of(folder / "work/chain" / stage), f"WRONG: losses of {stage} in {folder}")
-        results = [json.loads((each / "work/chain/eval.json").read_text())["nll_sum"] for each in (quiet, folder)]
+        a, b = quiet / "work/chain", folder / "work/chain"
+        for end in map(pathlib.Path, ENDS):
+            require(content_of(a / end) == content_of(b / end), f"WRONG: {b / end} differs from the quiet chain's")
+            require(losses_of(a / end.parent) == losses_of(b / end.parent), f"WRONG: losses of {b / end.parent}")
+        results = [json.loads((each / "eval.json").read_text())["nll_sum"] for each in (a, b)]
         require(results[0] == results[1], f"WRONG: evaluations differ: {results}")
         return "a chain with a failure in each job: ended alike"

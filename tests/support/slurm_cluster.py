@@ -25,8 +25,8 @@ import subprocess
 import time
 
 PACKAGES = ["slurm-wlm", "munge", "iproute2"]
-PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "unshare", "nsenter", "mount",
-            "hostname", "ip"]
+PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "unshare", "nsenter",
+            "mount", "hostname", "ip"]
 
 # Times are short: a requeued job waits for its old credential to expire, and a dead node shall be noticed.
 CONFIGURATION = """\
@@ -69,15 +69,17 @@ GresTypes=gpu
 {nodes}
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+SUBNET = "10.77.0.0/24"
 # The controller's end of the network, to which nodes are plugged. FILE
 NETWORK = ("ip link set lo up && ip link add tforge type bridge && ip addr add 10.77.0.254/24 dev tforge && "
            'ip link set tforge up && touch "$1" && exec sleep infinity')
 # A node's end. NAME CONTROLLER ADDRESS COMMAND...
-CABLE = ('ip link add eth0 type veth peer name "$1" netns "$2" && nsenter --net="/proc/$2/ns/net" ip link set "$1" master tforge up && '
-         'ip addr add "$3/24" dev eth0 && ip link set eth0 up && ip link set lo up && shift 3 && exec "$@"')
+CABLE = ('ip link add eth0 type veth peer name "$1" netns "$2" && '
+         'nsenter --net="/proc/$2/ns/net" ip link set "$1" master tforge up && ip addr add "$3/24" dev eth0 && '
+         'ip link set eth0 up && ip link set lo up && shift 3 && exec "$@"')
 # What the first process of a node does: it also reaps the orphans there. NAME CONFIGURATION SHARED
-NODE = ('hostname "$1" && mount --bind "$3" /mnt && mount -t tmpfs tmpfs /dev/shm && mkdir -p "$3" && mount --move /mnt "$3" && '
-        '{ slurmd -D -N "$1" -f "$2" & wait $!; }')
+NODE = ('hostname "$1" && mount --bind "$3" /mnt && mount -t tmpfs tmpfs /dev/shm && mkdir -p "$3" && '
+        'mount --move /mnt "$3" && { slurmd -D -N "$1" -f "$2" & wait $!; }')
 
 
 def missing():
@@ -88,7 +90,8 @@ def missing():
     if absent:
         packages = " ".join(PACKAGES)
         return f"{', '.join(absent)} not installed (Debian packages {packages}; scripts/setup.sh --with-slurm)"
-    trial = "ip link add trial0 type bridge && ip link add trial1 type veth peer name trial2 && mount -t tmpfs tmpfs /mnt"
+    trial = ("ip link add trial0 type bridge && ip link add trial1 type veth peer name trial2 && "
+             "mount -t tmpfs tmpfs /mnt")
     done = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", trial], capture_output=True, text=True,
                           env={**os.environ, "PATH": search_path()})
     return f"a test cluster needs namespaces of network and mounts: {done.stderr.strip()}" if done.returncode else None
@@ -103,7 +106,7 @@ def die_with_parent():
 
 
 class SlurmCluster:
-    """`shared`: the folder that all nodes see, wherever it lies; by default the one in which the cluster's folder is."""
+    """`shared`: the folder that all nodes see, wherever it lies; by default the one with the cluster's folder."""
 
     def __init__(self, folder, nodes=2, cpus=2, gpus=0, kill_wait=5, node_timeout=15, shared=None):
         self.folder = pathlib.Path(folder).absolute()
@@ -114,7 +117,7 @@ class SlurmCluster:
         self.processes = {}
         # What a client needs; the nodes hand SLURM_CONF to the jobs themselves.
         self.environment = {**os.environ, "PATH": search_path(), "SLURM_CONF": str(self.configuration),
-                            "OMPI_MCA_btl_tcp_if_include": "10.77.0.0/24", "OMPI_MCA_oob_tcp_if_include": "10.77.0.0/24"}
+                            **dict.fromkeys(["OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include"], SUBNET)}
         self.inside = []
 
     def __enter__(self):
@@ -148,7 +151,8 @@ class SlurmCluster:
             f"NodeName=n[1-{self.nodes}] Name=gpu File=/dev/tty[0-{self.gpus - 1}]\n" if self.gpus > 1 else "")
         munge = self.folder / "munge"
         self.spawn("munged", "munged", "--foreground", "--force", "--num-threads=2", f"--socket={munge}/socket",
-                   f"--key-file={key}", f"--log-file={munge}/log", f"--pid-file={munge}/pid", f"--seed-file={munge}/seed")
+                   f"--key-file={key}", f"--log-file={munge}/log", f"--pid-file={munge}/pid",
+                   f"--seed-file={munge}/seed")
         self.spawn("network", "unshare", "--net", "sh", "-c", NETWORK, "sh", self.folder / "network")
         self.wait_for(lambda: (munge / "socket").exists() and (self.folder / "network").exists(), "munge and network")
         self.inside = ["nsenter", f"--net=/proc/{self.processes['network'].pid}/ns/net"]
@@ -162,8 +166,8 @@ class SlurmCluster:
 
     def spawn(self, name, *command):
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
-            self.processes[name] = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                                    env=self.environment, preexec_fn=die_with_parent)
+            self.processes[name] = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log,
+                                                    stderr=log, env=self.environment, preexec_fn=die_with_parent)
 
     def end(self, name, number=signal.SIGKILL, patience=5):
         process = self.processes.pop(name, None)
@@ -188,9 +192,9 @@ class SlurmCluster:
             for left in (self.folder / kind / f"n{i}").iterdir():
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
         self.run("ip", "link", "del", f"n{i}", check=False)  # the cable of a node that crashed goes a little later
-        self.spawn(f"n{i}", "unshare", "--net", "sh", "-c", CABLE, "sh", f"n{i}", self.processes["network"].pid, f"10.77.0.{i}",
-                   "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", NODE, "sh",
-                   f"n{i}", self.configuration, self.shared)
+        self.spawn(f"n{i}", "unshare", "--net", "sh", "-c", CABLE, "sh", f"n{i}", self.processes["network"].pid,
+                   f"10.77.0.{i}", "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+                   "sh", "-c", NODE, "sh", f"n{i}", self.configuration, self.shared)
 
     def crash(self, i):
         """Every process of node i is gone at once."""
@@ -211,8 +215,8 @@ class SlurmCluster:
         self.end("network")
 
     def run(self, *command, check=True, timeout=120, **options):
-        done = subprocess.run([*self.inside, *(str(word) for word in command)], capture_output=True, text=True, timeout=timeout,
-                              env={**self.environment, **options.pop("env", {})}, **options)
+        done = subprocess.run([*self.inside, *(str(word) for word in command)], capture_output=True, text=True,
+                              timeout=timeout, env={**self.environment, **options.pop("env", {})}, **options)
         if check and done.returncode != 0:
             raise AssertionError(f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}\n{self.log()}")
         return done
@@ -241,4 +245,4 @@ class SlurmCluster:
         while not condition():
             if time.monotonic() > end:
                 raise AssertionError(f"still no {what} after {patience} s\n{self.log()}")
-            time.sleep(0.2)
+            time.sleep(0.3)
