@@ -1,0 +1,82 @@
+#include "kernels/rms_norm.h"
+
+#include "matrix.h"
+
+namespace tforge {
+namespace {
+
+using test::Matrix;
+Stream cpu;
+
+TEST(RmsNorm, ByHand) {
+  // Row (3, 4): rms sqrt(12.5); a row of zeros stays one, and its gradient is that of x / eps.
+  const auto x = Matrix<double>::of(2, 2, {3, 4, 0, 0});
+  const auto weight = Matrix<double>::of(1, 2, {2, 5});
+  Matrix<double> y(2, 2, 1), rrms(2, 1), dx(2, 2), dweight(1, 2);
+  kernels::rms_norm_forward(cpu, x.view(), weight.vector(), 0.5, y.view(), rrms.view());
+  const double r = 1 / (std::sqrt(12.5) + 0.5);
+  test::expect_near(y, Matrix<double>::of(2, 2, {6 * r, 20 * r, 0, 0}), 1e-15);
+  test::expect_near(rrms, Matrix<double>::of(2, 1, {r, 2}), 1e-15);
+  const auto dy = Matrix<double>::of(2, 2, {0, 0, 1, 1});
+  kernels::rms_norm_backward(cpu, x.view(), weight.vector(), rrms.view(), dy.view(), GradMode::overwrite, dx.view(),
+                             GradMode::overwrite, dweight.vector());
+  test::expect_near(dx, Matrix<double>::of(2, 2, {0, 0, 4, 10}), 1e-15);
+}
+
+TEST(RmsNorm, GradientMatchesFiniteDifferences) {
+  constexpr std::int64_t kRows = 5, kColumns = 33;
+  auto x = Matrix<double>::random(kRows, kColumns, 1, 2, 3);
+  auto weight = Matrix<double>::random(1, kColumns, 2);
+  const auto dy = Matrix<double>::random(kRows, kColumns, 4, 1, 1);
+  Matrix<double> y(kRows, kColumns), rrms(kRows, 1, 2), dx(kRows, kColumns, 7), dweight(1, kColumns);
+  const auto loss = [&] {
+    kernels::rms_norm_forward(cpu, x.view(), weight.vector(), 0.1, y.view(), {});
+    return y.dot(dy);
+  };
+  kernels::rms_norm_forward(cpu, x.view(), weight.vector(), 0.1, y.view(), rrms.view());
+  const auto backward = [&](GradMode mode) {
+    kernels::rms_norm_backward(cpu, x.view(), weight.vector(), rrms.view(), dy.view(), mode, dx.view(), mode,
+                               dweight.vector());
+  };
+  backward(GradMode::overwrite);  // over NaN
+  EXPECT_TRUE(dx.padding_untouched());
+  test::expect_gradient(x, dx, loss);
+  test::expect_gradient(weight, dweight, loss);
+  const auto dx_once = dx, dweight_once = dweight;
+  backward(GradMode::accumulate);
+  for (std::int64_t c = 0; c < kColumns; ++c) {
+    EXPECT_DOUBLE_EQ(dx(3, c), 2 * dx_once(3, c));
+    EXPECT_DOUBLE_EQ(dweight(0, c), 2 * dweight_once(0, c));
+  }
+  auto in_place = dy;
+  kernels::rms_norm_backward(cpu, x.view(), weight.vector(), rrms.view(), in_place.view(), GradMode::overwrite,
+                             in_place.view(), GradMode::overwrite, dweight.vector());
+  EXPECT_TRUE(in_place.same_bits(dx_once));
+  EXPECT_TRUE(dweight.same_bits(dweight_once));
+}
+
+TEST(RmsNorm, BitsDoNotDependOnThreads) {
+  const auto x = Matrix<float>::random(700, 65, 1), dy = Matrix<float>::random(700, 65, 2);
+  const auto weight = Matrix<float>::random(1, 65, 3);
+  Matrix<float> want_y(700, 65), want_dx(700, 65), want_dweight(1, 65);
+  test::at_one_and_two_threads([&](int threads) {
+    Matrix<float> y(700, 65), rrms(700, 1), dx(700, 65), dweight(1, 65);
+    kernels::rms_norm_forward(cpu, x.view(), weight.vector(), 1e-8, y.view(), rrms.view());
+    kernels::rms_norm_backward(cpu, x.view(), weight.vector(), rrms.view(), dy.view(), GradMode::overwrite, dx.view(),
+                               GradMode::overwrite, dweight.vector());
+    if (threads == 2) {
+      want_y = y, want_dx = dx, want_dweight = dweight;
+      return;
+    }
+    EXPECT_TRUE(y.same_bits(want_y) && dx.same_bits(want_dx) && dweight.same_bits(want_dweight));
+  });
+}
+
+TEST(RmsNorm, RefusesWhatDoesNotFit) {
+  Matrix<float> x(2, 3), y(2, 4), weight(1, 3);
+  EXPECT_THROW(kernels::rms_norm_forward(cpu, x.view(), weight.vector(), 1e-8, y.view(), {}), ShapeError);
+  EXPECT_THROW(kernels::rms_norm_forward(cpu, x.view(), Matrix<float>(1, 2).vector(), 1e-8, x.view(), {}), ShapeError);
+}
+
+}  // namespace
+}  // namespace tforge
