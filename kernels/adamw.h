@@ -1,9 +1,14 @@
 #pragma once
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2) and the reductions of a clipped update.
+#include <cstdint>
+
 #include "core/device.h"
 #include "core/tensor.h"
 
 namespace tforge::kernels {
+
+/// Rows whose gradient is 0 in every element: updated like the others, or left as they are, value and moments.
+enum class IdleRows : std::uint8_t { update, skip };
 
 struct AdamWStep {
   double lr = 0;  // already scheduled
@@ -14,11 +19,14 @@ struct AdamWStep {
   double bias1 = 1;         // 1 - beta1^age, age counting this update
   double bias2 = 1;         // 1 - beta2^age
   double grad_scale = 1;    // clip factor, applied to g
+  IdleRows idle_rows = IdleRows::update;
 };
 
 /// g' = grad_scale g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;
 /// p = p - lr weight_decay p - lr (m / bias1) / (sqrt(v / bias2) + eps).      One pass. All [rows, cols] of one shape,
-/// contiguous, f32 or f64. Throws ShapeError, DTypeError.
+/// contiguous, f32 or f64. With IdleRows::skip an idle row neither decays nor moves, and its moments wait; bias1 and
+/// bias2 count updates of the parameter all the same, so that the first update of a late row is (1 - beta1) /
+/// sqrt(1 - beta2) of lr in size instead of 1. Throws ShapeError, DTypeError.
 void adamw_update(Stream& stream, const AdamWStep& step, TensorView parameter, ConstTensorView gradient, TensorView m,
                   TensorView v);
 

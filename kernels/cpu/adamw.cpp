@@ -29,9 +29,7 @@ void adamw_update(const AdamWStep& step, TensorView parameter, ConstTensorView g
   const auto decay = static_cast<T>(step.lr * step.weight_decay);
   const auto eps = static_cast<T>(step.eps);
   const auto grad_scale = static_cast<T>(step.grad_scale);
-#pragma omp parallel for schedule(static) if (count > kChunk)
-  for (std::int64_t begin = 0; begin < count; begin += kChunk) {
-    const std::int64_t end = std::min(count, begin + kChunk);
+  const auto update = [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
     for (std::int64_t i = begin; i < end; ++i) {
       const T gi = grad_scale * g[i];
@@ -41,7 +39,23 @@ void adamw_update(const AdamWStep& step, TensorView parameter, ConstTensorView g
       second[i] = vi;
       p[i] -= decay * p[i] + rate * mi / (std::sqrt(vi) * inverse_root_bias2 + eps);
     }
+  };
+  if (step.idle_rows == IdleRows::skip) {
+    const std::int64_t rows = parameter.rows(), columns = parameter.columns();
+    const std::int64_t at_once = std::max<std::int64_t>(1, kChunk / std::max<std::int64_t>(1, columns));
+#pragma omp parallel for schedule(static) firstprivate(update) if (rows > at_once)
+    for (std::int64_t r0 = 0; r0 < rows; r0 += at_once) {
+      for (std::int64_t r = r0; r < std::min(rows, r0 + at_once); ++r) {
+        const T* const row = g + r * columns;
+        // A row that was hit ends the search at its first element, as a rule.
+        if (std::any_of(row, row + columns, [](T x) { return x != T(0); })) update(r * columns, (r + 1) * columns);
+      }
+    }
+    return;
   }
+// A copy of `update` for each thread: its numbers stay in registers.
+#pragma omp parallel for schedule(static) firstprivate(update) if (count > kChunk)
+  for (std::int64_t begin = 0; begin < count; begin += kChunk) update(begin, std::min(count, begin + kChunk));
 }
 
 template <class T>

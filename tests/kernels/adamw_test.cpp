@@ -74,6 +74,36 @@ void compare(double tolerance) {
     });
   }
 }
+TEST(AdamW, LeavesIdleRowsAsTheyAre) {
+  constexpr std::int64_t kRows = 700, kColumns = 33;
+  auto g = Matrix<float>::random(kRows, kColumns, 1);
+  for (std::int64_t r = 0; r < kRows; ++r) {
+    for (std::int64_t c = 0; c < kColumns; ++c) {
+      if (r % 3 != 0)
+        g(r, c) = r % 3 == 1 || c != 17 ? 0.0F : 2.0F;  // two of three rows; one of them but for one element
+    }
+  }
+  const auto p0 = Matrix<float>::random(kRows, kColumns, 2), m0 = Matrix<float>::random(kRows, kColumns, 3);
+  auto v0 = Matrix<float>::random(kRows, kColumns, 4);
+  for (std::int64_t i = 0; i < kRows * kColumns; ++i) v0(i / kColumns, i % kColumns) *= v0(i / kColumns, i % kColumns);
+  test::at_one_and_two_threads([&](int) {
+    auto p = p0, m = m0, v = v0, all_p = p0, all_m = m0, all_v = v0;
+    kernels::AdamWStep step{.lr = 0.01, .weight_decay = 0.1};
+    kernels::adamw_update(cpu, step, all_p.view(), g.view(), all_m.view(), all_v.view());
+    step.idle_rows = kernels::IdleRows::skip;
+    kernels::adamw_update(cpu, step, p.view(), g.view(), m.view(), v.view());
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      const bool idle = r % 3 == 1;
+      for (std::int64_t c = 0; c < kColumns; ++c) {
+        ASSERT_EQ(p(r, c), idle ? p0(r, c) : all_p(r, c)) << r << " " << c;
+        ASSERT_EQ(m(r, c), idle ? m0(r, c) : all_m(r, c));
+        ASSERT_EQ(v(r, c), idle ? v0(r, c) : all_v(r, c));
+      }
+      ASSERT_NE(all_p(r, 0), p0(r, 0));
+    }
+  });
+}
+
 TEST(AdamW, FloatFollowsTheReference) { compare<float>(1e-6); }
 TEST(AdamW, DoubleFollowsTheReference) { compare<double>(1e-14); }
 
