@@ -419,6 +419,26 @@ class Cluster(ChainTest):
         self.wait_for_empty_queue()
         self.assert_same_end("whole", "broken")
 
+    def test_a_job_that_slurm_holds_is_released(self):
+        configuration = self.cluster.configuration.read_text()
+        self.cluster.configuration.write_text(configuration + "Prolog=/bin/false\n")
+        self.cluster.run("scontrol", "reconfigure")
+        try:
+            plan = self.plan("held")
+            jobs = self.submitted(self.good("submit", plan))
+            self.cluster.wait_for(lambda: any("launch failed requeued held" in line for line in self.cluster.queue()), "held job")
+            self.assertIn(f"job {jobs['train1']} PENDING (launch failed requeued held)", self.good("status", plan).out)
+        finally:
+            self.cluster.configuration.write_text(configuration)
+            self.cluster.run("scontrol", "reconfigure")
+            for i in self.cluster.numbers():
+                self.cluster.run("scontrol", "update", f"nodename=n{i}", "state=resume", check=False)
+        again = self.good("submit", plan)
+        self.assertIn(f"train1: released job {jobs['train1']}, which SLURM held after a node had failed to start it", again.out)
+        self.assertEqual(self.submitted(again), {})
+        self.wait_for_empty_queue()
+        self.assertEqual(self.standing(plan), dict.fromkeys(STEPS, "done"), self.logs("held"))
+
     def test_the_job_that_requeues_itself(self):
         """train.sbatch, with a stand-in for tf_train that only waits for signals."""
         self.write("tf_train", "#!/bin/bash\n"

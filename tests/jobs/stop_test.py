@@ -197,6 +197,26 @@ class Hangs(StopTest):
         process.send_signal(signal.SIGUSR1)
         self.stopped_at(process, self.end(process, 10), "SIGUSR1 or SIGINT")
 
+    def test_a_slow_rank_is_named(self):
+        """One that may run for a small part of the time, until the others have waited for it for long enough."""
+        process = self.start("slow", LONG + ["train.batch=192"])
+        self.wait_for_steps(process, 1)
+        pid = self.rank_pids(process)[1]
+
+        def named():
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.1)
+            os.kill(pid, signal.SIGCONT)
+            return "warning: rank " in self.log(process)
+        self.wait_for(process, named)
+        process.send_signal(signal.SIGUSR1)
+        log = self.end(process, 10)
+        found = re.search(r"rank (\d) \((.*)\) has computed more than 1.2 times as long as ranks with the same share in 20 steps in "
+                          r"a row; in step (\d+): ", log)
+        self.assertEqual((found[1], found[2]), ("1", os.uname().nodename), log)
+        steps = [line["slowest_rank"] for line in self.metrics(process) if "loss" in line and 0 <= int(found[3]) - line["step"] < 20]
+        self.assertEqual(steps, [1] * 20)
+
     def test_the_slowest_rank_is_in_the_metrics(self):
         process = self.start("metrics", ["train.steps=3"], ranks=3)
         self.end(process, 0)

@@ -183,9 +183,6 @@ class SlurmCluster:
     def start_controller(self):
         self.spawn("slurmctld", *self.inside, "slurmctld", "-D", "-f", self.configuration)
 
-    def kill_controller(self):
-        self.end("slurmctld")
-
     def boot(self, i):
         """Starts node i, with nothing left of an earlier life."""
         for kind in ("spool", "tmp"):
