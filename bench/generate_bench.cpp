@@ -10,6 +10,7 @@
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "model/generator.h"
+#include "model/models.h"
 
 using namespace tforge;
 
@@ -47,8 +48,9 @@ int main(int argc, char** argv) {
     config.tokens = {tokens_attn, tokens_attn, tokens_attn, tokens_attn, tokens_ffn};
     Allocator allocator;
     Stream stream;
-    TokenFormer model(allocator, stream, config, DType::f32, world, ShardPlan::even(config, world.size()));
-    model.initialise(1);
+    const std::unique_ptr<LanguageModel> model =
+        make_model(allocator, stream, config, DType::f32, world, ShardPlan::even(config, world.size()));
+    model->initialise(1);
     const Rng rng(1, "bench");
     const auto random_tokens = [&](std::int64_t count, std::uint64_t first) {
       std::vector<std::int32_t> list;
@@ -74,9 +76,9 @@ int main(int argc, char** argv) {
       const auto start = std::chrono::steady_clock::now();
       const std::clock_t cpu_start = std::clock();
       if (what == "generate") {
-        generate(model, allocator, stream, all.first(static_cast<std::size_t>(prompt_tokens)), options);
+        generate(*model, allocator, stream, all.first(static_cast<std::size_t>(prompt_tokens)), options);
       } else {
-        model.nll(tape, inputs, targets, batch);
+        model->nll(tape, inputs, targets, batch);
       }
       if (round == 0) continue;
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

@@ -14,7 +14,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from pytorch_peer import TokenFormer, parser
+from pytorch_peer import LanguageModel, parser
 
 CACHES = ["preallocated", "concatenated"]
 ATTENTIONS = ["plain"] + (["scaled_dot_product_attention"] if hasattr(F, "scaled_dot_product_attention") else [])
@@ -126,7 +126,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     with torch.no_grad():
-        model = TokenFormer(args)
+        model = LanguageModel(args)
         times, tokens, how = (timed_generation if args.what == "generate" else timed_evaluation)(args, model)
     print(json.dumps({
         "what": f"PyTorch {torch.__version__}",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""TokenFormer in plain PyTorch, as a user would write it: the peer of step_bench. Prints one JSON line.
+"""TokenFormer or Transformer in plain PyTorch, as a user would write it: the peer of step_bench. Prints one JSON line.
 
 The model is that of the paper's public configuration (pre-norm, non-parametric LayerNorm, Pattention l2_norm_gelu,
 rotary embedding on a quarter of each head, tied head) in f32, with AdamW and a clipped global norm. A step is
@@ -77,14 +77,45 @@ class Block(nn.Module):
         return x + self.ffn(F.layer_norm(x, x.shape[-1:]))
 
 
-class TokenFormer(nn.Module):
+class DenseBlock(nn.Module):
+    """GPT-NeoX, serial: LayerNorm with parameters, biases, GELU between two layers."""
+
+    def __init__(self, args, rotary, mask):
+        super().__init__()
+        self.heads = args.heads
+        self.sdpa = args.attention == "sdpa"
+        self.rotary = rotary
+        self.register_buffer("mask", mask)
+        self.norms = nn.ModuleList(nn.LayerNorm(args.dim) for _ in range(2))
+        self.qkv, self.proj = nn.Linear(args.dim, 3 * args.dim), nn.Linear(args.dim, args.dim)
+        wide = args.ffn_dim or 4 * args.dim
+        self.ffn = nn.Sequential(nn.Linear(args.dim, wide), nn.GELU(), nn.Linear(wide, args.dim))
+
+    def attention(self, x):
+        batch, length, dim = x.shape
+        q, k, v = (t.view(batch, length, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        q, k = self.rotary(q), self.rotary(k)
+        if self.sdpa:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads)
+            mixed = (scores + self.mask).softmax(dim=-1) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(batch, length, dim))
+
+    def forward(self, x):
+        x = x + self.attention(self.norms[0](x))
+        return x + self.ffn(self.norms[1](x))
+
+
+class LanguageModel(nn.Module):
     def __init__(self, args):
         super().__init__()
+        kind = {"tokenformer": Block, "transformer": DenseBlock}[args.kind]
         self.embedding = nn.Embedding(args.vocab, args.dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
         rotary = Rotary(int(0.25 * (args.dim // args.heads)), args.seq)
         mask = torch.full((args.seq, args.seq), float("-inf")).triu(1)
-        self.blocks = nn.ModuleList(Block(args, rotary, mask) for _ in range(args.layers))
+        self.blocks = nn.ModuleList(kind(args, rotary, mask) for _ in range(args.layers))
         self.norm = nn.LayerNorm(args.dim)
 
     def forward(self, tokens, targets):
@@ -100,9 +131,10 @@ def parser(description):
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("dim", 128), ("layers", 4), ("heads", 4), ("tokens-attn", 128), ("tokens-ffn", 512), ("vocab", 256),
-        ("seq", 256), ("batch", 16), ("threads", 2),
+        ("seq", 256), ("batch", 16), ("threads", 2), ("ffn-dim", 0),
     ]:
         result.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    result.add_argument("--kind", choices=("tokenformer", "transformer"), default="tokenformer")
     result.add_argument("--attention", choices=("naive", "sdpa"), default="naive", help="default naive")
     return result
 
@@ -137,7 +169,7 @@ def parse():
 def run(rank, args, meeting):
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
-    model = TokenFormer(args)
+    model = LanguageModel(args)
     parameters = sum(p.numel() for p in model.parameters())
     if args.ranks > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,4 +1,4 @@
-// One training step of a TokenFormer on random tokens: forward, backward, clip, AdamW. Prints one JSON line, the
+// One training step of a model on random tokens: forward, backward, clip, AdamW. Prints one JSON line, the
 // counterpart of bench/pytorch_peer.py: the median over --steps after --warmup steps. Under mpirun the batch is dealt
 // to dp = ranks / tp ranks.
 #include <sys/resource.h>
@@ -13,7 +13,7 @@
 #include "core/rng.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
-#include "model/tokenformer.h"
+#include "model/models.h"
 #include "parallel/mesh.h"
 #include "profile_table.h"
 #include "train/communication_model.h"
@@ -28,7 +28,7 @@ namespace {
 
 /// Weak scaling over dp: every rank keeps the sequences and the compute time that it has here. Backward is taken as two
 /// thirds of the compute time, two of the three products of each layer.
-void print_prediction(RunConfig config, const TokenFormer& model, std::int64_t sequences, int tp, double compute,
+void print_prediction(RunConfig config, const LanguageModel& model, std::int64_t sequences, int tp, double compute,
                       const Link& link) {
   std::printf("compute %.1f ms a step and rank (measured); link %.3g GB/s, %.3g us; predicted, not measured:\n",
               compute * 1e3, link.bytes_per_second / 1e9, link.latency * 1e6);
@@ -57,6 +57,8 @@ int main(int argc, char** argv) {
   std::int64_t dim = 128, layers = 4, heads = 4, tokens_attn = 128, tokens_ffn = 512, vocab = 256, seq = 256,
                batch = 16;
   std::int64_t steps = 8, warmup = 2, threads = 2, tp = 1;
+  std::string kind = "tokenformer";
+  std::int64_t ffn_dim = 0;
   std::vector<std::string> set;
   bool profile_wanted = false;
   std::optional<double> link_gbs;
@@ -64,7 +66,9 @@ int main(int argc, char** argv) {
   const JobInfo info{
       .name = "step_bench",
       .description = "Times a training step on random tokens.",
-      .options = {{"dim", "N", &dim, "width"},
+      .options = {{"kind", "NAME", &kind, "tokenformer or transformer"},
+                  {"ffn-dim", "N", &ffn_dim, "neurons of a transformer's MLP; 0: 4 * dim"},
+                  {"dim", "N", &dim, "width"},
                   {"layers", "N", &layers, "blocks"},
                   {"heads", "N", &heads, "heads"},
                   {"tokens-attn", "N", &tokens_attn, "parameter tokens of query, key, value and proj"},
@@ -84,6 +88,8 @@ int main(int argc, char** argv) {
     kernels::start_cpu_runtime(static_cast<int>(threads));
     RunConfig config =
         parse_config("[data]\npath = \"random tokens\"\n[run]\ndir = \"none\"", "step_bench", set).config;
+    config.model.kind = kind;
+    config.model.ffn_dim = ffn_dim;
     config.model.layers = layers;
     config.model.dim = dim;
     config.model.heads = heads;
@@ -95,8 +101,9 @@ int main(int argc, char** argv) {
 
     Allocator allocator;
     Stream stream;
-    TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
-                      plan_shards(config, mesh.tp, nullptr));
+    const std::unique_ptr<LanguageModel> made = make_model(allocator, stream, config.model, config.train.dtype,
+                                                           *mesh.tp_comm, plan_shards(config, mesh.tp, nullptr));
+    LanguageModel& model = *made;
     model.initialise(1);
     GradientPass gradients(config, model, mesh, allocator, stream);
     AdamW optimizer = make_optimizer(config, allocator, model.parameters(), gradients.buckets(), mesh);

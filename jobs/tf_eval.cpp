@@ -8,6 +8,7 @@
 #include "core/version.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
+#include "model/models.h"
 #include "storage/atomic_file.h"
 #include "train/evaluate.h"
 #include "train/run_state.h"
@@ -67,11 +68,11 @@ int main(int argc, char** argv) {
     Mesh mesh = Mesh::create(world, 0, static_cast<int>(tp));
     Allocator allocator;
     Stream stream;
-    TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
-                      ShardPlan::even(config.model, mesh.tp));
-    load_parameters(reader, model);
+    const std::unique_ptr<LanguageModel> model = make_model(allocator, stream, config.model, config.train.dtype,
+                                                            *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
+    load_parameters(reader, *model);
     const auto start = std::chrono::steady_clock::now();
-    const EvalResult result = evaluate(model, dataset.split(split), options, mesh, allocator, stream);
+    const EvalResult result = evaluate(*model, dataset.split(split), options, mesh, allocator, stream);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (world.rank() != 0) return ExitCode::done;
     log::info("{} tokens scored in {:.2f} s, {:.1f} tokens/s", result.tokens, seconds,

@@ -7,6 +7,7 @@
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "model/generator.h"
+#include "model/models.h"
 #include "train/run_state.h"
 #include "train/threads.h"
 
@@ -57,9 +58,9 @@ int main(int argc, char** argv) {
     const RunConfig config = parse_config(reader.config(), checkpoint).config;
     Allocator allocator;
     Stream stream;
-    TokenFormer model(allocator, stream, config.model, config.train.dtype, world,
-                      ShardPlan::even(config.model, world.size()));
-    load_parameters(reader, model);
+    const std::unique_ptr<LanguageModel> model = make_model(allocator, stream, config.model, config.train.dtype, world,
+                                                            ShardPlan::even(config.model, world.size()));
+    load_parameters(reader, *model);
 
     std::vector<std::int32_t> tokens;
     tokenizer.encode(prompt, tokens);
@@ -77,7 +78,7 @@ int main(int argc, char** argv) {
     };
     const auto start = std::chrono::steady_clock::now();
     const std::vector<std::vector<std::int32_t>> samples =
-        generate(model, allocator, stream, tokens, options, [&](std::int64_t, std::int32_t token) {
+        generate(*model, allocator, stream, tokens, options, [&](std::int64_t, std::int32_t token) {
           if (!streams) return;
           begin();
           show(decoder.push(token));

@@ -9,6 +9,7 @@
 #include "data/token_dataset.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
+#include "model/accounting.h"
 #include "train/compare.h"
 #include "train/run_state.h"
 #include "train/threads.h"
@@ -80,6 +81,7 @@ void print_checkpoint(const CheckpointReader& reader) {
   std::printf("parameters  %lld\n", static_cast<long long>(config.model.parameters()));
   std::printf("FLOPs/token %.4g forward at length %lld\n", config.model.forward_flops_per_token(config.seq()),
               static_cast<long long>(config.seq()));
+  std::printf("\n%s", accounting_text(config.model, config.seq()).c_str());
   std::printf("\ntensors\n");
   for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
     if (!tensor.path.starts_with("model/")) continue;

@@ -30,6 +30,23 @@ void add(Stream& stream, ConstTensorView a, ConstTensorView b, TensorView y) {
   with_compute_type("add", y.dtype, [&](auto t) { cpu::add<decltype(t)>(a, b, y); });
 }
 
+void add_row(Stream& stream, ConstTensorView row, TensorView y) {
+  check_device("add_row", stream);
+  check_matrix("add_row", "y", y, y.dtype, y.rows(), y.columns());
+  check_vector("add_row", "row", row, y.dtype, y.columns());
+  const ProfileScope scope(stream, "add_row", {static_cast<double>(y.elements()), bytes_of(row) + 2 * bytes_of(y)});
+  with_compute_type("add_row", y.dtype, [&](auto t) { cpu::add_row<decltype(t)>(row, y); });
+}
+
+void column_sums(Stream& stream, ConstTensorView x, GradMode mode, TensorView y) {
+  check_device("column_sums", stream);
+  check_matrix("column_sums", "x", x, y.dtype, x.rows(), x.columns());
+  check_vector("column_sums", "y", y, y.dtype, x.columns());
+  const ProfileScope scope(stream, "column_sums",
+                           {static_cast<double>(x.elements()), bytes_of(x) + bytes_written(mode, y)});
+  with_compute_type("column_sums", y.dtype, [&](auto t) { cpu::column_sums<decltype(t)>(x, mode, y); });
+}
+
 namespace {
 
 void check_parts(const char* op, Stream& stream, std::span<const ConstTensorView> parts, const ConstTensorView& y) {

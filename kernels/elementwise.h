@@ -18,6 +18,10 @@ void add(Stream& stream, ConstTensorView a, ConstTensorView b, TensorView y);
 void add_in_order(Stream& stream, std::span<const ConstTensorView> parts, TensorView y);
 /// y = max over the parts, likewise; a NaN among them gives NaN.
 void max_in_order(Stream& stream, std::span<const ConstTensorView> parts, TensorView y);
+/// y[t, :] += row, a vector of y.columns() elements
+void add_row(Stream& stream, ConstTensorView row, TensorView y);
+/// y {=, +=} the sum of the rows of x, in blocks of rows fixed by shape, in order; y has x.columns() elements.
+void column_sums(Stream& stream, ConstTensorView x, GradMode mode, TensorView y);
 /// y = alpha * x; y may be x
 void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y);
 /// y = x in the dtype of y; one of them is f32, the other bf16. To bf16 it rounds to nearest, ties to even: what is too

@@ -1,6 +1,8 @@
 #include "model/config.h"
 
 #include "core/errors.h"
+#include "model/accounting.h"
+#include "model/models.h"
 
 namespace tforge {
 
@@ -20,7 +22,7 @@ std::int64_t ModelConfig::rotary_dim() const {
 }
 
 void ModelConfig::validate() const {
-  if (kind != "tokenformer") throw ConfigError("model.kind = \"{}\": there is \"tokenformer\"", kind);
+  const ModelKind& of_kind = kind_of(*this);
   const auto positive = [](const char* key, std::int64_t value) {
     if (value < 1) throw ConfigError("model.{} = {}: at least 1 is needed", key, value);
   };
@@ -29,11 +31,6 @@ void ModelConfig::validate() const {
   positive("heads", heads);
   positive("vocab", vocab);
   positive("max_seq", max_seq);
-  for (const TokenGroup group : kTokenGroups) {
-    if (num_tokens(group) < 1) {
-      throw ConfigError("model.tokens.{} = {}: at least 1 is needed", name_of(group), num_tokens(group));
-    }
-  }
   if (dim % heads != 0) {
     throw ConfigError("model.heads = {} does not divide model.dim = {}; choose a divisor of {}", heads, dim, dim);
   }
@@ -48,20 +45,13 @@ void ModelConfig::validate() const {
   }
   if (!(rotary_base > 0)) throw ConfigError("model.rotary_base = {}: want more than 0", rotary_base);
   if (!(layernorm_eps > 0)) throw ConfigError("model.layernorm_eps = {}: want more than 0", layernorm_eps);
+  of_kind.validate(*this);
 }
 
-std::int64_t ModelConfig::parameters() const {
-  std::int64_t tokens_a_layer = 0;
-  for (const TokenGroup group : kTokenGroups) tokens_a_layer += num_tokens(group);
-  return layers * tokens_a_layer * 2 * dim + vocab * dim + 2 * dim;
-}
+std::int64_t ModelConfig::parameters() const { return sum_of(model_parts(*this, max_seq), Ends::counted).parameters; }
 
 double ModelConfig::forward_flops_per_token(std::int64_t seq) const {
-  double tokens_a_layer = 0;
-  for (const TokenGroup group : kTokenGroups) tokens_a_layer += static_cast<double>(num_tokens(group));
-  const auto d = static_cast<double>(dim);
-  const double attention = 4 * (static_cast<double>(seq) + 1) / 2 * d;
-  return static_cast<double>(layers) * (2 * tokens_a_layer * (d + d) + attention) + 2 * d * static_cast<double>(vocab);
+  return 2 * sum_of(model_parts(*this, seq), Ends::counted).multiply_adds;
 }
 
 }  // namespace tforge

@@ -15,6 +15,11 @@ inline constexpr std::array<TokenGroup, 5> kTokenGroups = {TokenGroup::query, To
                                                            TokenGroup::proj, TokenGroup::ffn};
 std::string_view name_of(TokenGroup group);
 
+/// Whether the head's weights are those of the embedding.
+enum class Head : std::uint8_t { untied, tied };
+/// Whether the projections of a Transformer add biases.
+enum class Biases : std::uint8_t { none, all };
+
 struct ModelConfig {
   std::string kind = "tokenformer";
   std::int64_t layers = 4;
@@ -22,25 +27,34 @@ struct ModelConfig {
   std::int64_t heads = 4;    // must divide dim
   std::int64_t vocab = 256;  // set from the dataset when a model is born
   std::int64_t max_seq = 256;
-  std::array<std::int64_t, 5> tokens = {128, 128, 128, 128, 512};  // parameter tokens by TokenGroup
-  PattentionNorm norm = PattentionNorm::l2_norm_gelu;
   double rotary_fraction = 0.25;
   double rotary_base = 10000.0;
   double layernorm_eps = 1e-5;
 
+  // tokenformer
+  std::array<std::int64_t, 5> tokens = {128, 128, 128, 128, 512};  // parameter tokens by TokenGroup
+  PattentionNorm norm = PattentionNorm::l2_norm_gelu;
+
+  // transformer
+  std::int64_t ffn_dim = 0;  // neurons of the MLP; 0: 4 * dim
+  Head head = Head::tied;
+  Biases biases = Biases::all;
+
   std::int64_t num_tokens(TokenGroup group) const { return tokens[static_cast<std::size_t>(group)]; }
   std::int64_t head_dim() const { return dim / heads; }
+  std::int64_t neurons() const { return ffn_dim > 0 ? ffn_dim : 4 * dim; }
   /// int(rotary_fraction * head_dim): the leading dimensions of each head that are rotated.
   std::int64_t rotary_dim() const;
 
   /// Throws ConfigError naming the key (`model.heads`, ...) for: a non-positive extent, heads that do not divide
-  /// dim, an odd rotary width, an unknown kind.
+  /// dim, an odd rotary width, an unknown kind; and what its kind does not allow.
   void validate() const;
 
-  /// Number of parameters. TokenFormer: L * sum_g n_g * 2d + V d + 2d (tied embedding, final LayerNorm).
+  /// Number of parameters: those of the blocks (ModelKind::block_parts), V d + 2 d (embedding,
+  /// final LayerNorm), and V d of an untied head.
   std::int64_t parameters() const;
-  /// Multiply-adds counted as 2, forward, for one token at context length `seq`: 2 n (d_in + d_out) for each
-  /// Pattention, 4 * seq/2 * d for causal attention (its computed half), 2 d V for the head.
+  /// Multiply-adds counted as 2, forward, for one token at context length `seq`: the projections of the blocks,
+  /// 4 * (seq + 1)/2 * d for causal attention (its computed half), 2 d V for the head.
   double forward_flops_per_token(std::int64_t seq) const;
   /// Forward and backward: three times the forward.
   double train_flops_per_token(std::int64_t seq) const { return 3 * forward_flops_per_token(seq); }

@@ -89,7 +89,7 @@ std::int32_t sample_token(ConstTensorView logits, const SamplingOptions& options
   return token;
 }
 
-std::vector<std::vector<std::int32_t>> generate(TokenFormer& model, Allocator& allocator, Stream& stream,
+std::vector<std::vector<std::int32_t>> generate(LanguageModel& model, Allocator& allocator, Stream& stream,
                                                 std::span<const std::int32_t> prompt, const GenerateOptions& options,
                                                 const std::function<void(std::int64_t, std::int32_t)>& on_token) {
   check(options.sampling);

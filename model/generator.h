@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "model/tokenformer.h"
+#include "model/language_model.h"
 
 namespace tforge {
 
@@ -39,7 +39,7 @@ constexpr std::uint64_t draw_of(std::uint64_t sample, std::uint64_t position) { 
 /// token as it comes, position by position. All ranks of the model's tp group call it and get the same tokens.
 /// Fewer tokens come back when the trained length is reached and past_end is stop.
 /// Throws ConfigError for options out of range, an empty prompt or one longer than the trained length.
-std::vector<std::vector<std::int32_t>> generate(TokenFormer& model, Allocator& allocator, Stream& stream,
+std::vector<std::vector<std::int32_t>> generate(LanguageModel& model, Allocator& allocator, Stream& stream,
                                                 std::span<const std::int32_t> prompt, const GenerateOptions& options,
                                                 const std::function<void(std::int64_t, std::int32_t)>& on_token = {});
 

@@ -1,6 +1,7 @@
 #pragma once
 // The parameters of a model: stable paths, shards, and one contiguous tensor for all values and one for all gradients.
 #include <deque>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,7 +33,8 @@ struct ParameterSpec {
   ShardBorders borders;  // rows of each tensor-parallel rank; unused when replicated
   Decay decay = Decay::yes;
   Bucketing bucketing = Bucketing::shared;
-  ShardBorders shards = {};  // the virtual shards that the borders follow, if they do
+  ShardBorders shards = {};              // the virtual shards that the borders follow, if they do
+  std::optional<std::size_t> axis = {};  // of its model's kind, if its rows are those of one (ShardAxis)
 };
 
 struct Parameter {

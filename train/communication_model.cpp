@@ -6,6 +6,7 @@
 #include <array>
 
 #include "autograd/ops/head_cross_entropy.h"
+#include "model/models.h"
 #include "train/gradient_pass.h"
 
 namespace tforge {
@@ -16,26 +17,6 @@ std::string_view name_of(Collective kind) {
   constexpr std::array<std::string_view, 3> kNames = {"all_reduce", "all_gather", "reduce_scatter"};
   return kNames[static_cast<std::size_t>(kind)];
 }
-
-/// Adds up, over the micro-batches of a step, what is said of one.
-class Exchanges {
- public:
-  void add(const char* what, MeshAxis axis, Collective kind, std::int64_t calls, std::int64_t bytes,
-           Timing timing = Timing::in_line) {
-    const auto same = std::ranges::find_if(
-        all_, [&](const Exchange& x) { return x.what == what && x.axis == axis && x.kind == kind; });
-    if (same == all_.end()) {
-      all_.push_back({what, axis, kind, calls, bytes, timing});
-      return;
-    }
-    same->calls += calls;
-    same->bytes += bytes;
-  }
-  std::vector<Exchange> take() { return std::move(all_); }
-
- private:
-  std::vector<Exchange> all_;
-};
 
 void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, std::span<const Bucket> buckets,
                        const MeshPlace& place) {
@@ -86,57 +67,22 @@ void add_data_parallel_by_shard(Exchanges& to, const RunConfig& config, std::spa
 }
 
 /// One micro-batch of T rows.
-void add_tensor_parallel_by_shard(Exchanges& to, const RunConfig& config, const ShardPlan& plan, const MeshPlace& place,
-                                  std::int64_t T) {
-  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
-  const std::int64_t layers = config.model.layers, d = config.model.dim;
-  const std::int64_t c = plan.heads.count(place.tp_index) * config.model.head_dim();
-  const std::int64_t te = T * e, kte = plan.shards->deal.count(place.tp_index) * te;
-  const PattentionNorm norm = config.model.norm;
-  const std::int64_t extra = norm == PattentionNorm::l2_norm_gelu ? 0 : 1;  // columns beside the values of a Pattention
-  const std::int64_t forward = layers * (config.train.saves.recompute == Recompute::block ? 2 : 1);
-  const auto add = [&](const char* what, std::int64_t calls, std::int64_t bytes) {
-    to.add(what, MeshAxis::tp, Collective::all_gather, calls, bytes);
-  };
-  add("lookup", 1, kte * d);
-  add("q, k, v", forward, forward * kte * 3 * (d + extra));
-  add("heads", forward, forward * te * c);
-  add("proj and ffn", 2 * forward, 2 * forward * kte * (d + extra));
-  const std::int64_t row_numbers =
-      (norm == PattentionNorm::gelu_l2_norm ? 0 : forward) + (norm == PattentionNorm::l2_norm_gelu ? layers : 0);
-  if (row_numbers > 0) add("row numbers", 3 * row_numbers, 5 * row_numbers * kte);
-  add("inputs, backward", 3 * layers, 3 * layers * kte * d);
-  add("q, k, v, backward", layers, layers * te * 3 * c);
-  const std::int64_t chunk = head_chunk_rows(T, config.model.vocab);
-  add("head", 3 * ((T + chunk - 1) / chunk), kte * (3 + d));
-}
-
-/// One micro-batch of T rows.
 void add_tensor_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, const MeshPlace& place,
                          std::int64_t T) {
-  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
-  const std::int64_t layers = config.model.layers, d = config.model.dim;
-  const std::int64_t c = plan.heads.count(place.tp_index) * config.model.head_dim();
-  const std::int64_t te = T * e;
-  const PattentionNorm norm = config.model.norm;
-  const std::int64_t extra = norm == PattentionNorm::l2_norm_gelu ? 0 : 1;  // columns beside the values of a Pattention
-  const std::int64_t forward = layers * (config.train.saves.recompute == Recompute::block ? 2 : 1);
-  const auto add = [&](const char* what, Collective kind, std::int64_t calls, std::int64_t bytes) {
-    to.add(what, MeshAxis::tp, kind, calls, bytes);
-  };
-
-  add("lookup", Collective::all_reduce, 1, te * d);
-  add("q, k, v", Collective::reduce_scatter, forward, forward * te * (3 * d + 3 * extra * place.tp));
-  add("heads", Collective::all_gather, forward, forward * te * c);
-  add("proj and ffn", Collective::all_reduce, 2 * forward, 2 * forward * te * (d + extra));
-  const std::int64_t row_numbers =
-      (norm == PattentionNorm::gelu_l2_norm ? 0 : forward) + (norm == PattentionNorm::l2_norm_gelu ? layers : 0);
-  if (row_numbers > 0) add("row numbers", Collective::all_reduce, 3 * row_numbers, 5 * row_numbers * te);
-  add("inputs, backward", Collective::all_reduce, 2 * layers + 1, (2 * layers + 1) * te * d);
-  add("heads, backward", Collective::reduce_scatter, layers, layers * te * d);
-  add("q, k, v, backward", Collective::all_gather, layers, layers * te * (3 * c + 3 * extra));
+  const std::int64_t te = T * static_cast<std::int64_t>(size_of(config.train.dtype)), d = config.model.dim;
+  const BlockPass pass{place.tp, place.tp_index, config.train.dtype, config.train.saves, T};
+  if (plan.shards) {
+    const std::int64_t kte = plan.shards->deal.count(place.tp_index) * te;
+    to.add("lookup", MeshAxis::tp, Collective::all_gather, 1, kte * d);
+    kind_of(config.model).add_block_exchanges(to, config.model, plan, pass);
+    const std::int64_t chunk = head_chunk_rows(T, config.model.vocab);
+    to.add("head", MeshAxis::tp, Collective::all_gather, 3 * ((T + chunk - 1) / chunk), kte * (3 + d));
+    return;
+  }
+  to.add("lookup", MeshAxis::tp, Collective::all_reduce, 1, te * d);
+  kind_of(config.model).add_block_exchanges(to, config.model, plan, pass);
   const std::int64_t chunk = head_chunk_rows(T, plan.vocab.count(place.tp_index));
-  add("head", Collective::all_reduce, 2 * ((T + chunk - 1) / chunk), 3 * te);
+  to.add("head", MeshAxis::tp, Collective::all_reduce, 2 * ((T + chunk - 1) / chunk) + 1, te * (3 + d));
 }
 
 }  // namespace
@@ -151,9 +97,7 @@ std::vector<Exchange> step_exchanges(const RunConfig& config, const ShardPlan& p
   }
   if (place.tp > 1) {
     for (const MicroRange& micro : micro_batches(config, place.dp, place.dp_index)) {
-      const std::int64_t rows = micro.count * config.seq();
-      if (by_shard) add_tensor_parallel_by_shard(all, config, plan, place, rows);
-      else add_tensor_parallel(all, config, plan, place, rows);
+      add_tensor_parallel(all, config, plan, place, micro.count * config.seq());
     }
     if (by_shard) {
       all.add("norm", MeshAxis::tp, Collective::all_gather, 1, 8 * plan.shards->deal.count(place.tp_index));

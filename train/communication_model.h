@@ -9,8 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "model/tokenformer.h"
+#include "model/shard_plan.h"
 #include "parallel/buckets.h"
+#include "parallel/exchange.h"
 #include "train/config.h"
 
 namespace tforge {
@@ -23,21 +24,6 @@ struct MeshPlace {
   int tp_index = 0;
 };
 
-enum class MeshAxis : std::uint8_t { dp, tp };
-enum class Collective : std::uint8_t { all_reduce, all_gather, reduce_scatter };
-/// in_line: the step waits for it where it happens. during_backward: it is started while backward runs.
-enum class Timing : std::uint8_t { in_line, during_backward };
-
-/// Collectives of one kind and purpose in one step.
-struct Exchange {
-  std::string what;
-  MeshAxis axis = MeshAxis::dp;
-  Collective kind = Collective::all_reduce;
-  std::int64_t calls = 0;
-  std::int64_t bytes = 0;  // of all calls, handed over by this rank
-  Timing timing = Timing::in_line;
-};
-
 /// All collectives of one training step (without evaluation and checkpoints) on one rank; `buckets` are those of its
 /// parameters. An axis of one rank has none. Over dp, once a step:
 ///   gradients   all_reduce of all of them (with the padding): one call, or one a bucket; with parallel.zero = 1
@@ -46,7 +32,7 @@ struct Exchange {
 ///               the norm
 ///   rows        all_gather of the looked-up tokens and of their gradients, T (d e + 4), when the lookup is kept apart
 ///   loss        all_reduce of 8
-/// Over tp, of each micro-batch (p = tp):
+/// Over tp, of each micro-batch (p = tp), the blocks by their kind (ModelKind::add_block_exchanges), here TokenFormer:
 ///   lookup      all_reduce of T d e
 ///   a layer     forward: q, k, v reduce_scatter T 3 d e; heads all_gather T c_r e; proj and ffn all_reduce 2 T d e
 ///               backward: the inputs of q, k, v and of ffn all_reduce 2 T d e; heads reduce_scatter T d e;

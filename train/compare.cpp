@@ -5,7 +5,7 @@
 
 #include "checkpoint/published_file.h"
 #include "core/allocator.h"
-#include "model/tokenformer.h"
+#include "model/models.h"
 
 namespace tforge {
 
@@ -56,6 +56,7 @@ std::span<const T> part(const std::vector<T>& all, std::int64_t first, std::int6
 std::vector<TensorError> compare_with_published(const std::string& path, DType dtype, Mesh& mesh) {
   const PublishedFile file(path);
   ModelConfig config;
+  config.kind = "tokenformer";
   config.layers = file.layers;
   config.dim = file.dim;
   config.heads = file.heads;
@@ -69,7 +70,9 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
 
   Allocator allocator;
   Stream stream;
-  TokenFormer model(allocator, stream, config, dtype, *mesh.tp_comm, ShardPlan::even(config, mesh.tp));
+  const std::unique_ptr<LanguageModel> made =
+      make_model(allocator, stream, config, dtype, *mesh.tp_comm, ShardPlan::even(config, mesh.tp));
+  LanguageModel& model = *made;
   for (Parameter& p : model.parameters().all()) {
     const std::vector<double> values =
         file.tensor("weights/" + published_name(p.path(), config.layers), p.spec.shape.elements());

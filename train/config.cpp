@@ -50,6 +50,7 @@ std::string_view wanted_kind(FieldType type) {
     case FieldType::duration: return "seconds or a string like \"1h30m\"";
     case FieldType::text:
     case FieldType::choice: return "a string";
+    case FieldType::flag: return "true or false";
   }
   return "?";
 }
@@ -67,6 +68,7 @@ std::string quoted(const std::string& text) {
 std::string value_text(const FieldValue& value) {
   if (const auto* i = std::get_if<std::int64_t>(&value)) return std::to_string(*i);
   if (const auto* s = std::get_if<std::string>(&value)) return quoted(*s);
+  if (const auto* b = std::get_if<bool>(&value)) return *b ? "true" : "false";
   std::string out = fmt::format("{}", std::get<double>(value));
   if (out.find_first_not_of("-0123456789") == std::string::npos) out += ".0";
   return out;
@@ -77,6 +79,9 @@ std::optional<FieldValue> convert(const Field& field, const toml::node& node) {
   switch (field.type) {
     case FieldType::integer:
       if (const auto* v = node.as_integer()) return v->get();
+      return {};
+    case FieldType::flag:
+      if (const auto* v = node.as_boolean()) return v->get();
       return {};
     case FieldType::text:
     case FieldType::choice:
@@ -168,6 +173,7 @@ void apply_override(const std::string& text, LoadedConfig& loaded) {
 
   // Text may stand without quotes; everything else is a TOML value.
   const bool number = field->type == FieldType::integer || field->type == FieldType::real ||
+                      field->type == FieldType::flag ||
                       (field->type == FieldType::duration && value.find_first_not_of("0123456789.") == value.npos);
   const bool in_quotes = !value.empty() && (value.front() == '"' || value.front() == '\'');
   toml::table table;
@@ -190,6 +196,17 @@ void apply_override(const std::string& text, LoadedConfig& loaded) {
 void choose_reduction(RunConfig& config, const std::map<std::string, std::string>& given) {
   if (config.run.deterministic == Determinism::layout_independent && !given.contains("parallel.reduction")) {
     config.parallel.reduction = Reduction::blocking;
+  }
+}
+
+/// A key of another kind of model would be read and then mean nothing.
+void refuse_keys_of_other_kinds(const LoadedConfig& loaded) {
+  for (const Field& field : config_fields()) {
+    const auto given = loaded.given.find(field.key);
+    if (given == loaded.given.end() || field.belongs_to(loaded.config)) continue;
+    throw ConfigError(
+        "{}: {} is a key of model.kind = \"{}\", and model.kind is \"{}\"; remove the one or change the other",
+        given->second, field.key, field.model_kind, loaded.config.model.kind);
   }
 }
 
@@ -242,6 +259,7 @@ LoadedConfig parse_config(std::string_view text, const std::string& source, cons
   }
   choose_reduction(loaded.config, loaded.given);
   with_place(loaded, source, [&] { validate(loaded.config); });
+  refuse_keys_of_other_kinds(loaded);
   return loaded;
 }
 
@@ -258,6 +276,7 @@ std::string to_toml(const RunConfig& config) {
   std::string out;
   std::string section;
   for (const Field& field : config_fields()) {
+    if (!field.belongs_to(config)) continue;
     const std::size_t dot = field.key.rfind('.');
     if (field.key.substr(0, dot) != section) {
       section = field.key.substr(0, dot);
@@ -271,6 +290,7 @@ std::string to_toml(const RunConfig& config) {
 std::vector<std::string> diff(const RunConfig& before, const RunConfig& after) {
   std::vector<std::string> out;
   for (const Field& field : config_fields()) {
+    if (!field.belongs_to(before) && !field.belongs_to(after)) continue;
     const std::string a = value_text(field.get(before));
     const std::string b = value_text(field.get(after));
     if (a != b) out.push_back(fmt::format("{}: {} -> {}", field.key, a, b));

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "model/models.h"
 #include "parallel/communicator.h"
 #include "parallel/ordered_sum.h"
 
@@ -91,6 +92,29 @@ Field choice(std::string key, Member member, const std::vector<std::string>& nam
   return f;
 }
 
+/// Of an enum of two, the first of which stands for false.
+template <class Member>
+Field flag(std::string key, Member member, std::string doc) {
+  using E = std::remove_cvref_t<decltype(member(std::declval<RunConfig&>()))>;
+  Field f{std::move(key), FieldType::flag, std::move(doc), {}, "", {}, {}, {}};
+  f.get = [member](const RunConfig& c) { return FieldValue(member(c) == static_cast<E>(1)); };
+  f.set = [member](RunConfig& c, const FieldValue& v) { member(c) = static_cast<E>(std::get<bool>(v)); };
+  return f;
+}
+
+/// A key that models of one kind alone have.
+Field only_of(std::string model_kind, Field field) {
+  field.doc += fmt::format(" ({})", model_kind);
+  field.model_kind = std::move(model_kind);
+  return field;
+}
+
+std::string kind_names() {
+  std::string names;
+  for (const ModelKind* kind : model_kinds()) names += fmt::format("{}{}", names.empty() ? "" : ", ", kind->name());
+  return names;
+}
+
 #define MEMBER(path) \
   [](auto& c) -> auto& { return c.path; }
 
@@ -106,18 +130,22 @@ std::vector<Field> make_fields() {
                       std::string(name_of(PattentionNorm::gelu_l2_norm)),
                       std::string(name_of(PattentionNorm::softmax))};
   std::vector<Field> f;
-  f.push_back(text("model.kind", MEMBER(model.kind), Text::required, "architecture: tokenformer"));
+  f.push_back(text("model.kind", MEMBER(model.kind), Text::required, "architecture: " + kind_names()));
   f.push_back(integer("model.layers", MEMBER(model.layers), at_least(1), "blocks"));
   f.push_back(integer("model.dim", MEMBER(model.dim), at_least(1), "width of the residual stream"));
   f.push_back(integer("model.heads", MEMBER(model.heads), at_least(1), "attention heads; a divisor of model.dim"));
   f.push_back(integer("model.vocab", MEMBER(model.vocab), at_least(0), "vocabulary; 0 takes the dataset's"));
   f.push_back(integer("model.max_seq", MEMBER(model.max_seq), at_least(1), "longest sequence the model is used with"));
-  f.push_back(choice("model.norm", MEMBER(model.norm), norms, "normalisation of Pattention"));
+  f.push_back(only_of("tokenformer", choice("model.norm", MEMBER(model.norm), norms, "normalisation of Pattention")));
+  f.push_back(only_of("transformer", integer("model.ffn_dim", MEMBER(model.ffn_dim), at_least(0),
+                                             "neurons of the MLP; 0: 4 * model.dim")));
+  f.push_back(only_of("transformer", flag("model.tied", MEMBER(model.head), "the head's weights are the embedding's")));
+  f.push_back(only_of("transformer", flag("model.bias", MEMBER(model.biases), "the projections have biases")));
   f.push_back(real("model.rotary_fraction", MEMBER(model.rotary_fraction), fraction(),
                    "share of each head's dimensions that rotary embedding turns"));
   f.push_back(real("model.rotary_base", MEMBER(model.rotary_base), positive(), "base of the rotary frequencies"));
   f.push_back(real("model.layernorm_eps", MEMBER(model.layernorm_eps), positive(), "epsilon of LayerNorm"));
-  for (const TokenGroup group : kTokenGroups) f.push_back(token_count(group));
+  for (const TokenGroup group : kTokenGroups) f.push_back(only_of("tokenformer", token_count(group)));
 
   f.push_back(text("data.path", MEMBER(data.path), Text::required, "token dataset written by tf_prepare"));
 
@@ -143,7 +171,7 @@ std::vector<Field> make_fields() {
   f.push_back(real("train.beta2", MEMBER(train.beta2), below_one(), "AdamW: decay of the second moment"));
   f.push_back(real("train.eps", MEMBER(train.eps), positive(), "AdamW: epsilon"));
   f.push_back(real("train.weight_decay", MEMBER(train.weight_decay), not_negative(),
-                   "AdamW: decoupled decay, of all but the final norm"));
+                   "AdamW: decoupled decay, of all but norms and biases"));
   f.push_back(real("train.clip", MEMBER(train.clip), not_negative(), "bound of the global gradient norm; 0: none"));
   f.push_back(integer("train.eval_every", MEMBER(train.eval_every), at_least(0),
                       "updates between evaluations on the validation split; 0: none"));
@@ -269,10 +297,10 @@ void validate_virtual_shards(const RunConfig& config) {
     throw ConfigError("train.batch = {} leaves some of parallel.virtual_dp = {} shards without a sequence",
                       config.train.batch, parallel.virtual_dp);
   }
-  for (const TokenGroup group : kTokenGroups) {
-    if (config.model.num_tokens(group) < parallel.virtual_tp) {
-      throw ConfigError("model.tokens.{} = {} cannot be cut into parallel.virtual_tp = {} shards", name_of(group),
-                        config.model.num_tokens(group), parallel.virtual_tp);
+  for (const ShardAxis& axis : kind_of(config.model).axes(config.model)) {
+    if (axis.extent < parallel.virtual_tp) {
+      throw ConfigError("{} = {} cannot be cut into parallel.virtual_tp = {} shards", axis.key, axis.extent,
+                        parallel.virtual_tp);
     }
   }
 }

@@ -11,10 +11,10 @@
 
 namespace tforge {
 
-enum class FieldType { integer, real, text, choice, duration };
+enum class FieldType { integer, real, text, choice, duration, flag };
 
-/// integer: int64; real and duration (seconds): double; text and choice: string.
-using FieldValue = std::variant<std::int64_t, double, std::string>;
+/// integer: int64; real and duration (seconds): double; text and choice: string; flag: bool.
+using FieldValue = std::variant<std::int64_t, double, std::string, bool>;
 
 struct Field {
   std::string key;  // "train.lr"; sections are contiguous in the table
@@ -25,6 +25,9 @@ struct Field {
   std::function<bool(const FieldValue&)> in_range;  // may be empty
   std::function<FieldValue(const RunConfig&)> get;
   std::function<void(RunConfig&, const FieldValue&)> set;
+  std::string model_kind = {};  // the only kind of model that has the key; "": every kind
+
+  bool belongs_to(const RunConfig& config) const { return model_kind.empty() || model_kind == config.model.kind; }
 };
 
 std::span<const Field> config_fields();

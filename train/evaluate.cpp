@@ -48,7 +48,7 @@ double EvalResult::token_perplexity() const { return std::exp(nll()); }
 double EvalResult::word_perplexity() const { return std::exp(nll_sum / static_cast<double>(words)); }
 double EvalResult::bits_per_byte() const { return nll_sum / std::numbers::ln2 / static_cast<double>(bytes); }
 
-EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptions& options, Mesh& mesh,
+EvalResult evaluate(LanguageModel& model, const TokenSplit& split, const EvalOptions& options, Mesh& mesh,
                     Allocator& allocator, Stream& stream) {
   const std::int64_t context = options.context > 0 ? options.context : model.config().max_seq;
   const std::int64_t stride = options.stride > 0 ? options.stride : std::max<std::int64_t>(context / 2, 1);

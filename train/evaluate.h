@@ -5,7 +5,7 @@
 
 #include "core/allocator.h"
 #include "data/token_dataset.h"
-#include "model/tokenformer.h"
+#include "model/language_model.h"
 #include "parallel/mesh.h"
 
 namespace tforge {
@@ -37,7 +37,7 @@ struct EvalResult {
 /// virtual shards the result is the same on any ranks, bit by bit: whole batches of windows are dealt, and their sums
 /// are added in the order of the batches. Throws ConfigError for a context past max_seq or a stride outside 1 ..
 /// context, DataError when nothing is scored.
-EvalResult evaluate(TokenFormer& model, const TokenSplit& split, const EvalOptions& options, Mesh& mesh,
+EvalResult evaluate(LanguageModel& model, const TokenSplit& split, const EvalOptions& options, Mesh& mesh,
                     Allocator& allocator, Stream& stream);
 
 /// What a unigram model with the add-one counts of `train` gives on the tokens that evaluate() scores in `split`.

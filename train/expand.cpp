@@ -8,6 +8,7 @@
 #include "core/errors.h"
 #include "core/rng.h"
 #include "core/version.h"
+#include "model/tokenformer.h"
 #include "train/run_state.h"
 
 namespace tforge {
@@ -43,7 +44,7 @@ double relative_change(const Tensor& a, const Tensor& b) {
   return std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference / std::max(largest, 1e-300);
 }
 
-Outputs run_probe(TokenFormer& model, Allocator& allocator, Stream& stream, const Tensor& tokens,
+Outputs run_probe(LanguageModel& model, Allocator& allocator, Stream& stream, const Tensor& tokens,
                   std::int64_t sequences) {
   Tape tape(allocator, stream, TapeMode::inference);
   Outputs outputs;
@@ -119,6 +120,10 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   const CheckpointReader reader = CheckpointReader::open(world, request.checkpoint);
   RunConfig config = parse_config(reader.config(), request.checkpoint).config;
   const ModelConfig old_config = config.model;
+  if (old_config.kind != "tokenformer") {
+    throw UsageError("{} holds a model of kind {}; only a tokenformer has parameter tokens to add to",
+                     request.checkpoint, old_config.kind);
+  }
   config.model = grown_config(old_config, request);
   const DType dtype = config.train.dtype;
 
@@ -147,7 +152,8 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   std::vector<std::array<double, 5>> old_scales(static_cast<std::size_t>(old_config.layers));
   {
     Allocator memory_of_old;  // given back before the grown model takes any
-    TokenFormer old(memory_of_old, stream, old_config, dtype, *mesh.tp_comm, ShardPlan::even(old_config, mesh.tp));
+    const ShardPlan old_shards = ShardPlan::even(old_config, mesh.tp);
+    TokenFormer old({memory_of_old, stream, old_config, dtype, *mesh.tp_comm, old_shards});
     load_parameters(reader, old);
     const Outputs outputs = run_probe(old, memory_of_old, stream, tokens, request.probe_sequences);
     before.logits = copied(outputs.logits, allocator);
@@ -158,7 +164,8 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
       }
     }
   }
-  TokenFormer grown(allocator, stream, config.model, dtype, *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
+  const ShardPlan shards = ShardPlan::even(config.model, mesh.tp);
+  TokenFormer grown({allocator, stream, config.model, dtype, *mesh.tp_comm, shards});
   AdamW optimizer(allocator, grown.parameters());
   std::array<double, 5> scale_before{}, scale_after{};
   for (std::int64_t layer = 0; layer < old_config.layers; ++layer) {
@@ -255,7 +262,7 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   }
   CheckpointContents contents = contents_of(grown, optimizer, state, info, mesh);
   // The parent's shards: with parallel.token_shards = "append" its ranks keep their rows when training goes on.
-  const std::array<ShardBorders, 5> old_borders = stored_borders(reader);
+  const std::vector<ShardBorders> old_borders = stored_borders(reader);
   std::size_t parameter = 0;
   for (const Parameter& p : grown.parameters().all()) {
     const std::optional<Role>& role = roles[parameter++];

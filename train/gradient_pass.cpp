@@ -67,6 +67,7 @@ std::int64_t lookup_rows(const RunConfig& config, int dp) {
 bool separate_lookup(const RunConfig& config, int dp, std::int64_t vocab) {
   if (dp == 1 || config.parallel.reduction == Reduction::blocking) return false;
   if (config.run.deterministic == Determinism::layout_independent) return false;
+  if (config.model.head == Head::untied) return false;
   return LookupSync::pays(lookup_rows(config, dp), vocab, config.model.dim, config.train.dtype);
 }
 
@@ -103,7 +104,7 @@ std::size_t fewest_micro_batches(const RunConfig& config, int dp) {
 
 }  // namespace
 
-GradientPass::GradientPass(const RunConfig& config, TokenFormer& model, Mesh& mesh, Allocator& allocator,
+GradientPass::GradientPass(const RunConfig& config, LanguageModel& model, Mesh& mesh, Allocator& allocator,
                            Stream& stream)
     : model_(model),
       mesh_(mesh),

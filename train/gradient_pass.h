@@ -8,7 +8,7 @@
 
 #include "autograd/tape.h"
 #include "core/allocator.h"
-#include "model/tokenformer.h"
+#include "model/language_model.h"
 #include "parallel/grad_sync.h"
 #include "parallel/mesh.h"
 #include "parallel/ordered_sum.h"
@@ -37,6 +37,7 @@ std::vector<std::int64_t> last_micro_batches(const RunConfig& config, int dp);
 /// The rows of these micro-batches, of all dp ranks together.
 std::int64_t lookup_rows(const RunConfig& config, int dp);
 /// Whether the lookup's gradient is exchanged apart from the table's (LookupSync), given the `vocab` rows held here.
+/// Only where the table is the head as well.
 bool separate_lookup(const RunConfig& config, int dp, std::int64_t vocab);
 
 /// parallel.bucket_mb in bytes.
@@ -61,7 +62,7 @@ struct MicroBatch {
 class GradientPass {
  public:
   /// `model`, `mesh`, allocator and stream outlive it.
-  GradientPass(const RunConfig& config, TokenFormer& model, Mesh& mesh, Allocator& allocator, Stream& stream);
+  GradientPass(const RunConfig& config, LanguageModel& model, Mesh& mesh, Allocator& allocator, Stream& stream);
   GradientPass(const GradientPass&) = delete;
   GradientPass& operator=(const GradientPass&) = delete;
 
@@ -85,7 +86,7 @@ class GradientPass {
   std::int64_t take_floored_rows() { return std::exchange(tape_.floored_rows, 0); }
 
  private:
-  TokenFormer& model_;
+  LanguageModel& model_;
   Mesh& mesh_;
   Stream& stream_;
   std::vector<MicroRange> micro_batches_;

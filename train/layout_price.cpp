@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "model/activation_memory.h"
+#include "model/models.h"
 #include "train/gradient_pass.h"
 #include "train/trainer.h"
 
@@ -19,7 +20,7 @@ struct Cost {
 
 Cost cost_of(const RunConfig& config, const MeshPlace& place) {
   const ShardPlan plan = plan_shards(config, place.tp, nullptr);
-  const FlatLayout layout = flat_layout(TokenFormer::specs(config.model, plan), place.tp_index);
+  const FlatLayout layout = flat_layout(parameter_specs(config.model, plan), place.tp_index);
   const auto buckets = layout.buckets(config.train.dtype, bucket_bytes(config), place.dp);
   Cost cost;
   const std::int64_t micro = micro_batch(config, deal_sequences(config, place.dp).count(0));

@@ -4,6 +4,7 @@
 
 #include "kernels/gemm.h"
 #include "model/activation_memory.h"
+#include "model/models.h"
 #include "train/communication_model.h"
 #include "train/layout_price.h"
 #include "train/start.h"
@@ -21,20 +22,23 @@ std::string memory_text(const RunConfig& config, const ShardPlan& plan, const Me
   const double size = static_cast<double>(size_of(config.train.dtype));
   const std::int64_t micro = micro_batch(config, deal_sequences(config, mesh.dp).count(0));
   for (int r = 0; r < mesh.tp; ++r) {
-    std::int64_t held = plan.vocab.count(r) * config.model.dim + 2 * config.model.dim;
-    for (const ShardBorders& borders : plan.tokens)
-      held += config.model.layers * borders.count(r) * 2 * config.model.dim;
+    const std::vector<ParameterSpec> specs = parameter_specs(config.model, plan);
+    const FlatLayout layout = flat_layout(specs, r);
+    std::int64_t held = 0, replicated = 0;
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      held += layout.blocks[i].elements;
+      if (specs[i].placement == Placement::replicated) replicated += layout.blocks[i].elements;
+    }
     const double weights = static_cast<double>(held) * size;
     const ShardGradientBytes shards = shard_gradient_bytes(config, mesh.dp, 0, static_cast<std::int64_t>(weights));
     const double gradients = weights + static_cast<double>(shards.kept);
     // With ZeRO-1 those of the rank of dp that owns most.
     double moments = 2 * weights;
-    // What this rank writes is copied first: rank 0 of dp writes the weights, and the replicated norm is tp rank 0's.
-    const double shared = r == 0 ? 0 : 2 * static_cast<double>(config.model.dim) * size;
+    // What this rank writes is copied first: rank 0 of dp writes the weights, and what is replicated is tp rank 0's.
+    const double shared = r == 0 ? 0 : static_cast<double>(replicated) * size;
     double copied = 3 * (weights - shared);
     if (config.parallel.zero == 1) {
       std::vector<std::int64_t> owned(static_cast<std::size_t>(mesh.dp), 0);
-      const FlatLayout layout = flat_layout(TokenFormer::specs(config.model, plan), r);
       for (const Bucket& bucket : layout.buckets(config.train.dtype, bucket_bytes(config), mesh.dp)) {
         for (int dp = 0; dp < mesh.dp; ++dp) owned[static_cast<std::size_t>(dp)] += bucket.elements(dp);
       }
@@ -76,7 +80,7 @@ std::string plan_text(Communicator& world, const RunRequest& request) {
   text += fmt::format("FLOPs per step     {:.4g}\n", config.model.train_flops_per_token(config.seq()) *
                                                          static_cast<double>(config.train.batch * config.seq()));
   const std::vector<Bucket> buckets =
-      flat_layout(TokenFormer::specs(config.model, plan), 0).buckets(config.train.dtype, bucket_bytes(config), mesh.dp);
+      flat_layout(parameter_specs(config.model, plan), 0).buckets(config.train.dtype, bucket_bytes(config), mesh.dp);
   text += "communication of a step, what rank 0 hands over\n";
   text += communication_text(step_exchanges(config, plan, buckets, {.dp = mesh.dp, .tp = mesh.tp}));
   if (config.run.deterministic == Determinism::layout_independent) {

@@ -4,6 +4,7 @@
 
 #include "core/errors.h"
 #include "core/version.h"
+#include "model/models.h"
 
 namespace tforge {
 
@@ -84,7 +85,7 @@ std::vector<AgeSegment> segments_from(const std::vector<std::int64_t>& numbers, 
   return segments;
 }
 
-CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer, const RunState& state,
+CheckpointContents contents_of(const LanguageModel& model, const AdamW& optimizer, const RunState& state,
                                const SaveInfo& info, const Mesh& mesh) {
   CheckpointContents contents;
   contents.model_kind = model.config().kind;
@@ -122,12 +123,9 @@ CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer,
       if (owns_moments) contents.tensors.back().blocks = blocks_of(p, moments.owned, values, mesh);
     }
   }
-  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
-    for (const TokenGroup group : kTokenGroups) {
-      const std::string path = "model/" + TokenFormer::layer_path(layer, group) + ".keys";
-      for (CheckpointTensor& tensor : contents.tensors) {
-        if (tensor.path == path) tensor.attributes["scale"] = model.scale(layer, group);
-      }
+  for (const StateNumber& number : model.state_numbers()) {
+    for (CheckpointTensor& tensor : contents.tensors) {
+      if (tensor.path == "model/" + number.parameter) tensor.attributes[number.name] = number.value;
     }
   }
   return contents;
@@ -147,21 +145,21 @@ RunState load_state(const CheckpointReader& reader) {
   return state;
 }
 
-void load_parameters(const CheckpointReader& reader, TokenFormer& model) {
+void load_parameters(const CheckpointReader& reader, LanguageModel& model) {
   for (Parameter& p : model.parameters().all()) {
     read_into(reader, "model/" + p.path(), p, {0, p.rows}, p.value());
   }
-  for (std::int64_t layer = 0; layer < model.config().layers; ++layer) {
-    for (const TokenGroup group : kTokenGroups) {
-      const auto& keys = reader.tensor("model/" + TokenFormer::layer_path(layer, group) + ".keys");
-      const auto scale = attribute_of<double>(reader, keys, "scale");
-      if (!(scale > 0)) throw CheckpointError("{}: {} has scale {}", reader.path(), keys.path, scale);
-      model.set_scale(layer, group, scale);
+  for (StateNumber number : model.state_numbers()) {
+    const CheckpointReader::Tensor& tensor = reader.tensor("model/" + number.parameter);
+    number.value = attribute_of<double>(reader, tensor, number.name);
+    if (!(number.value > 0)) {
+      throw CheckpointError("{}: {} has {} {}", reader.path(), tensor.path, number.name, number.value);
     }
+    model.set_state_number(number);
   }
 }
 
-void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, AdamW& optimizer) {
+void load_optimizer(const CheckpointReader& reader, const LanguageModel& model, AdamW& optimizer) {
   std::size_t i = 0;
   for (const Parameter& p : model.parameters().all()) {
     AdamW::State& state = optimizer.state(i++);
@@ -179,15 +177,16 @@ void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, Ad
   }
 }
 
-std::array<ShardBorders, 5> stored_borders(const CheckpointReader& reader) {
-  std::array<ShardBorders, 5> borders;
-  for (const TokenGroup group : kTokenGroups) {
-    const auto& keys = reader.tensor("model/" + TokenFormer::layer_path(0, group) + ".keys");
-    ShardBorders& b = borders[static_cast<std::size_t>(group)];
-    b.borders = attribute_of<std::vector<std::int64_t>>(reader, keys, "shard_borders");
+std::vector<ShardBorders> stored_borders(const CheckpointReader& reader) {
+  const ModelConfig config = parse_config(reader.config(), reader.path()).config.model;
+  std::vector<ShardBorders> borders;
+  for (const ShardAxis& axis : kind_of(config).axes(config)) {
+    const CheckpointReader::Tensor& tensor = reader.tensor("model/" + axis.parameter);
+    ShardBorders& b = borders.emplace_back();
+    b.borders = attribute_of<std::vector<std::int64_t>>(reader, tensor, "shard_borders");
     const bool valid = b.borders.size() >= 2 && b.borders.front() == 0 && std::ranges::is_sorted(b.borders) &&
-                       b.borders.back() <= keys.shape[0];
-    if (!valid) throw CheckpointError("{}: {} has shard borders that do not fit it", reader.path(), keys.path);
+                       b.borders.back() <= tensor.shape[0];
+    if (!valid) throw CheckpointError("{}: {} has shard borders that do not fit it", reader.path(), tensor.path);
   }
   return borders;
 }

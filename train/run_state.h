@@ -1,6 +1,5 @@
 #pragma once
 // What a run is between two steps, and its way into and out of a checkpoint: parameters, moments, ages, counters.
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -8,7 +7,7 @@
 #include "checkpoint/reader.h"
 #include "checkpoint/writer.h"
 #include "data/tokenizer.h"
-#include "model/tokenformer.h"
+#include "model/language_model.h"
 #include "parallel/mesh.h"
 #include "train/config.h"
 #include "train/optimizer.h"
@@ -46,19 +45,19 @@ struct SaveInfo {
 
 /// The contents of a checkpoint: every rank names the rows that it owns, and the first of the ranks that hold the same
 /// names what they share. The tensors' memory is that of model and optimizer.
-CheckpointContents contents_of(const TokenFormer& model, const AdamW& optimizer, const RunState& state,
+CheckpointContents contents_of(const LanguageModel& model, const AdamW& optimizer, const RunState& state,
                                const SaveInfo& info, const Mesh& mesh);
 
 RunState load_state(const CheckpointReader& reader);
-/// Fills this rank's rows of the parameters, and the scales. Throws CheckpointError when the checkpoint's tensors are
-/// not those of the model.
-void load_parameters(const CheckpointReader& reader, TokenFormer& model);
+/// Fills this rank's rows of the parameters, and the numbers of the model's state. Throws CheckpointError when the
+/// checkpoint's tensors are not those of the model.
+void load_parameters(const CheckpointReader& reader, LanguageModel& model);
 /// Fills the moments that this rank owns, and all ages. A parameter with damaged() moments begins with none: zero, at
 /// age 0.
-void load_optimizer(const CheckpointReader& reader, const TokenFormer& model, AdamW& optimizer);
+void load_optimizer(const CheckpointReader& reader, const LanguageModel& model, AdamW& optimizer);
 
-/// The rows of each layer group that the ranks which wrote the checkpoint owned: what "append" keeps in place.
-std::array<ShardBorders, 5> stored_borders(const CheckpointReader& reader);
+/// By axis of the model's kind, the rows that the ranks which wrote the checkpoint owned: what "append" keeps in place.
+std::vector<ShardBorders> stored_borders(const CheckpointReader& reader);
 
 /// Ages as numbers, three a segment: first row, age, stage.
 std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments);

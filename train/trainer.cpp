@@ -15,19 +15,34 @@ ShardPlan plan_shards(const RunConfig& config, int tp, const CheckpointReader* r
   return ShardPlan::append(config.model, tp, stored_borders(*reader));
 }
 
+namespace {
+
+/// Of the parameters that follow an axis of the plan, as stored before.
+std::int64_t moved_bytes(const CheckpointReader& reader, const LanguageModel& model) {
+  const std::vector<ShardBorders> old = stored_borders(reader);
+  std::int64_t elements = 0;
+  for (const Parameter& p : model.parameters().all()) {
+    if (p.spec.axis) elements += ShardBorders::moved_rows(old[*p.spec.axis], p.spec.borders) * p.columns();
+  }
+  return elements * static_cast<std::int64_t>(size_of(model.dtype()));
+}
+
+}  // namespace
+
 Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mesh, Allocator& allocator, Stream& stream)
     : config_(config),
       dataset_(dataset),
       mesh_(mesh),
       allocator_(allocator),
       stream_(stream),
-      model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, nullptr)),
-      gradients_(config, model_, mesh, allocator, stream),
-      optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
+      model_(make_model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
+                        plan_shards(config, mesh.tp, nullptr))),
+      gradients_(config, *model_, mesh, allocator, stream),
+      optimizer_(make_optimizer(config, allocator, model_->parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       prefetcher_(sampler_),
       schedule_(make_schedule(config.train, 0)) {
-  model_.initialise(static_cast<std::uint64_t>(config.train.seed));
+  model_->initialise(static_cast<std::uint64_t>(config.train.seed));
   state_.dataset_fingerprint = dataset.fingerprint();
 }
 
@@ -38,28 +53,22 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       mesh_(mesh),
       allocator_(allocator),
       stream_(stream),
-      model_(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm, plan_shards(config, mesh.tp, &reader)),
-      gradients_(config, model_, mesh, allocator, stream),
-      optimizer_(make_optimizer(config, allocator, model_.parameters(), gradients_.buckets(), mesh)),
+      model_(make_model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
+                        plan_shards(config, mesh.tp, &reader))),
+      gradients_(config, *model_, mesh, allocator, stream),
+      optimizer_(make_optimizer(config, allocator, model_->parameters(), gradients_.buckets(), mesh)),
       sampler_(dataset.split(Split::train), config.seq(), static_cast<std::uint64_t>(config.train.seed)),
       prefetcher_(sampler_),
       state_(load_state(reader)),
       history_(reader.growth_history()),
       parent_uuid_(reader.info().uuid) {
-  load_parameters(reader, model_);
-  load_optimizer(reader, model_, optimizer_);
+  load_parameters(reader, *model_);
+  load_optimizer(reader, *model_, optimizer_);
   for (const std::string& path : reader.damaged()) {
     state_.salvaged += fmt::format("{}step {}: {}", state_.salvaged.empty() ? "" : "; ", state_.step, path);
   }
 
-  std::int64_t moved = 0;
-  const std::array<ShardBorders, 5> old = stored_borders(reader);
-  for (const TokenGroup group : kTokenGroups) {
-    const auto g = static_cast<std::size_t>(group);
-    const std::int64_t row_bytes = config.model.dim * static_cast<std::int64_t>(size_of(config.train.dtype));
-    moved += ShardBorders::moved_rows(old[g], model_.plan().tokens[g]) * row_bytes * 2 * config.model.layers;
-  }
-  log::info("shards: {} bytes of old parameter tokens move to other ranks", moved);
+  log::info("shards: {} bytes of old parameters move to other ranks", moved_bytes(reader, *model_));
 
   const auto growths = static_cast<std::int64_t>(history_.size());
   if (state_.growths_applied < growths) {
@@ -94,7 +103,7 @@ StepResult Trainer::step(const PollPoint& poll) {
   result.loss = gradients_.run(
       state_.step, [this](const MicroRange& now, const MicroRange& next) { return next_batch(now, next); }, poll);
   result.data_wait_seconds = prefetcher_.take_wait_seconds();
-  result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_, model_.reducer());
+  result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_, model_->reducer());
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
@@ -113,12 +122,12 @@ StepResult Trainer::step(const PollPoint& poll) {
 
 EvalResult Trainer::evaluate(Split split, const EvalOptions& options) {
   set_phase("evaluation", state_.step);
-  return tforge::evaluate(model_, dataset_.split(split), options, mesh_, allocator_, stream_);
+  return tforge::evaluate(*model_, dataset_.split(split), options, mesh_, allocator_, stream_);
 }
 
 CheckpointContents Trainer::contents(Retention retention) const {
   const SaveInfo info{config_, stored(dataset_.tokenizer()), history_, parent_uuid_, retention};
-  return contents_of(model_, optimizer_, state_, info, mesh_);
+  return contents_of(*model_, optimizer_, state_, info, mesh_);
 }
 
 CheckpointInfo Trainer::save(Communicator& world, const std::string& path, Retention retention) {

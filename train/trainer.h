@@ -10,7 +10,7 @@
 #include "data/prefetcher.h"
 #include "data/sampler.h"
 #include "data/token_dataset.h"
-#include "model/tokenformer.h"
+#include "model/models.h"
 #include "parallel/mesh.h"
 #include "train/evaluate.h"
 #include "train/gradient_pass.h"
@@ -57,7 +57,7 @@ class Trainer {
   const RunState& state() const { return state_; }
   /// Of a batch, dealt to this rank.
   std::int64_t sequences() const { return gradients_.sequences(); }
-  TokenFormer& model() { return model_; }
+  LanguageModel& model() { return *model_; }
   AdamW& optimizer() { return optimizer_; }
   const std::vector<GrowthRecord>& history() const { return history_; }
   /// Rows below the norm floor since the last call, on this rank.
@@ -74,7 +74,7 @@ class Trainer {
   Mesh& mesh_;
   Allocator& allocator_;
   Stream& stream_;
-  TokenFormer model_;
+  std::unique_ptr<LanguageModel> model_;
   GradientPass gradients_;
   AdamW optimizer_;
   Sampler sampler_;

@@ -128,6 +128,42 @@ void max_in_order(std::span<const ConstTensorView> parts, TensorView y) {
 }
 
 template <class T>
+void add_row(ConstTensorView row, TensorView y) {
+  const T* b = row.as<T>();
+  for_each_piece(y.rows(), y.columns(), false, [&](std::int64_t r, std::int64_t first, std::int64_t count) {
+    T* out = y.as<T>() + r * y.row_stride + first;
+#pragma omp simd
+    for (std::int64_t i = 0; i < count; ++i) out[i] += b[first + i];
+  });
+}
+
+/// A thread owns columns and walks all rows: no partial sums per thread, hence no workspace and fixed bits.
+template <class T>
+void column_sums(ConstTensorView x, GradMode mode, TensorView y) {
+  constexpr std::int64_t kColumns = 64, kRows = 64;
+  const std::int64_t rows = x.rows(), columns = x.columns();
+  T* out = y.as<T>();
+#pragma omp parallel for schedule(static) if (rows * columns > kChunk)
+  for (std::int64_t first = 0; first < columns; first += kColumns) {
+    const std::int64_t count = std::min(kColumns, columns - first);
+    std::array<T, kColumns> total{};
+    for (std::int64_t t0 = 0; t0 < rows; t0 += kRows) {
+      std::array<T, kColumns> block{};
+      for (std::int64_t t = t0; t < std::min(rows, t0 + kRows); ++t) {
+        const T* in = x.as<T>() + t * x.row_stride + first;
+#pragma omp simd
+        for (std::int64_t i = 0; i < count; ++i) block[static_cast<std::size_t>(i)] += in[i];
+      }
+      for (std::size_t i = 0; i < total.size(); ++i) total[i] += block[i];
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      const T sum = total[static_cast<std::size_t>(i)];
+      out[first + i] = mode == GradMode::accumulate ? out[first + i] + sum : sum;
+    }
+  }
+}
+
+template <class T>
 void scale(T alpha, ConstTensorView x, TensorView y) {
   const T* in = x.as<T>();
   T* out = y.as<T>();
@@ -171,6 +207,8 @@ void from_bf16(ConstTensorView x, TensorView y) {
   template void add<T>(ConstTensorView, ConstTensorView, TensorView);          \
   template void add_in_order<T>(std::span<const ConstTensorView>, TensorView); \
   template void max_in_order<T>(std::span<const ConstTensorView>, TensorView); \
+  template void add_row<T>(ConstTensorView, TensorView);                       \
+  template void column_sums<T>(ConstTensorView, GradMode, TensorView);         \
   template void scale<T>(T, ConstTensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

@@ -17,6 +17,10 @@ void add_in_order(std::span<const ConstTensorView> parts, TensorView y);
 template <class T>
 void max_in_order(std::span<const ConstTensorView> parts, TensorView y);
 template <class T>
+void add_row(ConstTensorView row, TensorView y);
+template <class T>
+void column_sums(ConstTensorView x, GradMode mode, TensorView y);
+template <class T>
 void scale(T alpha, ConstTensorView x, TensorView y);
 void to_bf16(ConstTensorView x, TensorView y);
 void from_bf16(ConstTensorView x, TensorView y);

@@ -1,4 +1,5 @@
 // Every differentiable op against central differences in f64.
+#include <array>
 #include <cmath>
 #include <string>
 #include <tuple>
@@ -9,6 +10,7 @@
 #include "autograd/ops/gelu.h"
 #include "autograd/ops/head_cross_entropy.h"
 #include "autograd/ops/layer_norm.h"
+#include "autograd/ops/linear.h"
 #include "autograd/ops/pattention.h"
 #include "autograd/ops/residual.h"
 #include "kernels/gemm.h"
@@ -63,6 +65,56 @@ TEST_F(OpGradient, LayerNorm) {
 TEST_F(OpGradient, LayerNormWithParameters) {
   EXPECT_EQ(check([](Tape& tape, std::span<const Var> in) { return layer_norm(tape, in[0], in[1], in[2], 1e-5); },
                   {random(Shape{5, 9}, "x"), random(Shape{9}, "weight"), random(Shape{9}, "bias")}),
+            "");
+}
+
+TEST_F(OpGradient, Linear) {
+  EXPECT_EQ(check(
+                [](Tape& tape, std::span<const Var> in) {
+                  return linear(tape, in[0], std::array{LinearWeights{in[1], {}}});
+                },
+                {random(Shape{5, 4}, "x"), random(Shape{3, 4}, "weight")}),
+            "");
+}
+
+TEST_F(OpGradient, LinearOfThreeLayers) {
+  EXPECT_EQ(check(
+                [](Tape& tape, std::span<const Var> in) {
+                  return linear(
+                      tape, in[0],
+                      std::array{LinearWeights{in[1], in[2]}, LinearWeights{in[3], {}}, LinearWeights{in[4], in[5]}});
+                },
+                {random(Shape{5, 4}, "x"), random(Shape{3, 4}, "q"), random(Shape{3, 1}, "q bias"),
+                 random(Shape{2, 4}, "k"), random(Shape{6, 4}, "v"), random(Shape{6, 1}, "v bias")}),
+            "");
+}
+
+TEST_F(OpGradient, LinearOfShard) {
+  EXPECT_EQ(check([](Tape& tape, std::span<const Var> in) { return linear_of_shard(tape, in[0], in[1]); },
+                  {random(Shape{5, 3}, "x"), random(Shape{3, 4}, "weight")}),
+            "");
+}
+
+TEST_F(OpGradient, GeluMlp) {
+  const std::vector<Tensor> inputs = {random(Shape{5, 4}, "x"), random(Shape{7, 4}, "in"), random(Shape{7, 1}, "bias"),
+                                      random(Shape{7, 3}, "out")};
+  EXPECT_EQ(check(
+                [](Tape& tape, std::span<const Var> in) {
+                  return gelu_mlp(tape, in[0], {in[1], in[2]}, in[3]);
+                },
+                inputs),
+            "");
+  EXPECT_EQ(check(
+                [](Tape& tape, std::span<const Var> in) {
+                  return gelu_mlp(tape, in[0], {in[1], {}}, in[2]);
+                },
+                {inputs[0], inputs[1], inputs[3]}),
+            "");
+}
+
+TEST_F(OpGradient, AddBias) {
+  EXPECT_EQ(check([](Tape& tape, std::span<const Var> in) { return add_bias(tape, gelu(tape, in[0]), in[1]); },
+                  {random(Shape{5, 4}, "y"), random(Shape{4}, "bias")}),
             "");
 }
 

@@ -223,6 +223,30 @@ TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
   EXPECT_TRUE(diff(back, c).empty());
 }
 
+TEST(Config, ATransformersTextReadsBack) {
+  const std::vector<std::string> asked = {"model.kind=transformer", "model.ffn_dim=100", "model.tied=false",
+                                          "model.bias=false"};
+  const RunConfig c = parse("", asked).config;
+  EXPECT_EQ(c.model.head, Head::untied);
+  EXPECT_EQ(c.model.biases, Biases::none);
+  const std::string text = to_toml(c);
+  EXPECT_EQ(text.find("model.tokens"), std::string::npos);
+  EXPECT_NE(text.find("tied = false\n"), std::string::npos);
+  EXPECT_EQ(parse_config(text, "checkpoint").config.model, c.model);
+}
+
+TEST(Config, KeysOfAnotherKindOfModelAreRefused) {
+  EXPECT_EQ(complaint_of("", {"model.kind=transformer", "model.tokens.ffn=3"}),
+            "--set model.tokens.ffn: model.tokens.ffn is a key of model.kind = \"tokenformer\", and model.kind is "
+            "\"transformer\"; remove the one or change the other");
+  EXPECT_EQ(complaint_of("", {"model.tied=true"}),
+            "--set model.tied: model.tied is a key of model.kind = \"transformer\", and model.kind is "
+            "\"tokenformer\"; remove the one or change the other");
+  EXPECT_EQ(complaint_of("", {"model.kind=transfromer"}),
+            "--set model.kind: model.kind = \"transfromer\": there is \"tokenformer\", \"transformer\"; did you mean "
+            "`transformer`?");
+}
+
 TEST(Config, TableHasEachKeyOnceAndSectionsTogether) {
   std::vector<std::string> sections;
   for (const Field& field : config_fields()) {

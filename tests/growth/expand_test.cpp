@@ -30,13 +30,13 @@ Tensor logits_of(const Lab& lab, const std::string& checkpoint, Mesh& mesh, Allo
   const CheckpointReader reader = CheckpointReader::open(checkpoint);
   const RunConfig config = parse_config(reader.config(), checkpoint).config;
   Stream stream;
-  TokenFormer model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
-                    ShardPlan::even(config.model, mesh.tp));
-  load_parameters(reader, model);
+  const std::unique_ptr<LanguageModel> model = make_model(allocator, stream, config.model, config.train.dtype,
+                                                          *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
+  load_parameters(reader, *model);
   Tensor tokens = Tensor::empty(allocator, Shape{5 * 23}, DType::i32, Purpose::activations);
   lab.dataset().split(Split::test).copy(11, 5 * 23, tokens.span<std::int32_t>().data());
   Tape tape(allocator, stream, TapeMode::inference);
-  return model.logits(tape, tokens, 5);
+  return model->logits(tape, tokens, 5);
 }
 
 /// max |a - b| / max |b|

@@ -1,6 +1,7 @@
 // The first steps of a stage: what the configuration asks for old and new rows, moments, ages and the schedule.
 #include <gtest/gtest.h>
 
+#include "model/tokenformer.h"
 #include "support/tiny_run.h"
 
 namespace tforge::test {

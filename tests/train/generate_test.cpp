@@ -53,7 +53,7 @@ TEST_F(Generate, CachedTokensAreTheRecomputedOnes) {
 TEST_F(Generate, CachedLogitsAreTheRecomputedOnes) {
   train_one(DType::f64);
   TinyRun run(config(DType::f64), lab_, mesh_of(layouts().back()), lab_.path("model"));
-  TokenFormer& model = run.trainer.model();
+  LanguageModel& model = run.trainer.model();
   Tape tape(run.allocator, run.stream, TapeMode::inference);
   // Two sequences of 9 tokens, given to the cache as 4 + 1 + 4.
   const std::vector<std::int32_t> text = prompt(18);

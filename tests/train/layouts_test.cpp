@@ -1,6 +1,7 @@
 // One training run is the same run on every layout of the ranks, and after a stop.
 #include <gtest/gtest.h>
 
+#include "model/tokenformer.h"
 #include "support/tiny_run.h"
 
 namespace tforge::test {
@@ -232,7 +233,7 @@ TEST(AppendedShards, OldRankKeepsEveryOldRow) {
       TinyRun even(config, lab, mesh_of(layout), lab.path("grown"));
       for (const TokenGroup group : kTokenGroups) {
         const auto g = static_cast<std::size_t>(group);
-        moved_if_even += ShardBorders::moved_rows(stored_borders(grown)[g], even.trainer.model().plan().tokens[g]);
+        moved_if_even += ShardBorders::moved_rows(stored_borders(grown)[g], even.trainer.model().plan().units[g]);
       }
     }
     // An even split of a doubled model over two ranks moves nothing either; over more it does.
@@ -245,7 +246,7 @@ TEST(AppendedShards, OldRankKeepsEveryOldRow) {
     const bool old_rank = run.mesh.tp_index == 0;
     for (const TokenGroup group : kTokenGroups) {
       const auto g = static_cast<std::size_t>(group);
-      EXPECT_EQ(ShardBorders::moved_rows(stored_borders(grown)[g], run.trainer.model().plan().tokens[g]), 0);
+      EXPECT_EQ(ShardBorders::moved_rows(stored_borders(grown)[g], run.trainer.model().plan().units[g]), 0);
       for (std::int64_t layer = 0; layer < 2; ++layer) {
         for (const char* role : {".keys", ".values"}) {
           const std::string path = TokenFormer::layer_path(layer, group) + role;
@@ -270,7 +271,7 @@ TEST(AppendedShards, OldRankKeepsEveryOldRow) {
     // And it can stop and go on with the same shards.
     run.trainer.save(test_world(), lab.path("later"), Retention::rolling);
     TinyRun again(config, lab, mesh_of(layout), lab.path("later"));
-    EXPECT_EQ(again.trainer.model().plan().tokens, run.trainer.model().plan().tokens);
+    EXPECT_EQ(again.trainer.model().plan().units, run.trainer.model().plan().units);
     test_world().barrier();
   }
 }
@@ -287,7 +288,7 @@ TEST(AppendedShards, EvenSplitMovesOldRows) {
   TinyRun run(config, lab, mesh_of({1, test_world().size()}), lab.path("grown"));
   for (const TokenGroup group : kTokenGroups) {
     const auto g = static_cast<std::size_t>(group);
-    EXPECT_GT(ShardBorders::moved_rows(stored_borders(grown)[g], run.trainer.model().plan().tokens[g]), 0);
+    EXPECT_GT(ShardBorders::moved_rows(stored_borders(grown)[g], run.trainer.model().plan().units[g]), 0);
   }
 }
 

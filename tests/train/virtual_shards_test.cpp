@@ -129,7 +129,7 @@ TEST(LayoutIndependent, AfterAGrowthTheShardsAreCutAnew) {
   for (const auto& layout : layouts_for(config)) {
     TinyRun run(config, lab, mesh_of(layout), lab.path("grown"));
     const std::int64_t rows = config.model.tokens[4] + 11;
-    EXPECT_EQ(run.trainer.model().plan().shards->tokens[4], ShardBorders::even(rows, 4, "ffn"));
+    EXPECT_EQ(run.trainer.model().plan().shards->units[4], ShardBorders::even(rows, 4, "ffn"));
     expect_same(train(run.trainer, 5), want, text_of(layout));
   }
 }

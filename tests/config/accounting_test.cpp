@@ -1,0 +1,56 @@
+// Parameters and multiply-adds against the published counts.
+#include "model/accounting.h"
+
+#include <gtest/gtest.h>
+
+namespace tforge {
+namespace {
+
+ModelConfig tokenformer(std::int64_t attention, std::int64_t ffn) {
+  ModelConfig c;
+  c.layers = 12;
+  c.dim = 768;
+  c.heads = 12;
+  c.vocab = 50304;
+  c.max_seq = 1024;
+  c.tokens = {attention, attention, attention, attention, ffn};
+  return c;
+}
+
+/// Millions, two digits behind the point.
+std::string millions(const ModelConfig& config) {
+  return fmt::format("{:.2f}", static_cast<double>(config.parameters()) / 1e6);
+}
+
+TEST(Accounting, PublishedParameters) {
+  // TokenFormer (arXiv 2410.23168), the four sizes that are grown into one another; and the size trained on the Pile.
+  EXPECT_EQ(millions(tokenformer(576, 2304)), "123.57");
+  EXPECT_EQ(millions(tokenformer(2140, 8560)), "354.19");
+  EXPECT_EQ(millions(tokenformer(4850, 19400)), "753.80");
+  EXPECT_EQ(millions(tokenformer(8620, 34480)), "1309.71");
+  EXPECT_EQ(tokenformer(768, 3072).parameters(), 151881216);
+}
+
+TEST(Accounting, PublishedOperations) {
+  // Table 3: 4 L d = 36,864 for every size; the rest is 2 N, N = 2 L d (4 n + n_ffn).
+  const ModelConfig c = tokenformer(576, 2304);
+  const double n = 2.0 * 12 * 768 * (4 * 576 + 2304);
+  EXPECT_EQ(published_flops_per_token(c, 1024), 2 * n + 36864.0 * 1024);
+}
+
+TEST(Accounting, PartsAddUp) {
+  ModelConfig c = tokenformer(576, 2304);
+  const std::vector<ModelPart> parts = model_parts(c, 1024);
+  const ModelPart all = sum_of(parts, Ends::counted), inner = sum_of(parts, Ends::left_out);
+  EXPECT_EQ(all.parameters - inner.parameters, 50304 * 768);
+  EXPECT_EQ(all.multiply_adds - inner.multiply_adds, 50304.0 * 768);
+  EXPECT_EQ(inner.multiply_adds, 12.0 * (2 * 768 * (4 * 576 + 2304) + 1025 * 768));
+  c.kind = "transformer";
+  c.head = Head::untied;
+  // 12 d^2 + 13 d a block.
+  EXPECT_EQ(c.parameters(), 2 * 50304 * 768 + 12 * (12 * 768 * 768 + 13 * 768) + 2 * 768);
+  EXPECT_EQ(c.forward_flops_per_token(1024), 2 * (12.0 * (12 * 768 * 768 + 1025 * 768) + 50304.0 * 768));
+}
+
+}  // namespace
+}  // namespace tforge

@@ -1,0 +1,173 @@
+// The Transformer on every layout of the ranks: one function, one run, what it sends and what it keeps.
+#include <gtest/gtest.h>
+
+#include "model/activation_memory.h"
+#include "support/tiny_run.h"
+#include "train/communication_model.h"
+
+namespace tforge::test {
+namespace {
+
+/// Four heads and a number of neurons that cannot be split evenly over 2 or 3 ranks.
+RunConfig transformer(const Lab& lab, DType dtype) {
+  RunConfig c = lab.config(dtype);
+  c.model.kind = "transformer";
+  c.model.ffn_dim = 97;
+  return c;
+}
+
+/// What the parameters hold on this rank, as whole tensors in the order of the file: from a checkpoint.
+void expect_close_content(const std::string& a, const std::string& b, double bound) {
+  const CheckpointReader x = CheckpointReader::open(a), y = CheckpointReader::open(b);
+  for (const CheckpointReader::Tensor& t : x.tensors()) {
+    if (!t.path.starts_with("model/")) continue;
+    const auto count = static_cast<std::size_t>(t.shape.elements());
+    std::vector<double> p(count), q(count);
+    x.read_rows(t.path, 0, t.shape.rows(), DType::f64, p.data());
+    y.read_rows(t.path, 0, t.shape.rows(), DType::f64, q.data());
+    for (std::size_t i = 0; i < count; ++i) ASSERT_NEAR(p[i], q[i], bound) << t.path << " element " << i;
+  }
+}
+
+TEST(Transformer, LearnsTheSameOnEveryLayout) {
+  const Lab lab;
+  for (const auto& [head, biases] : {std::pair{Head::tied, Biases::all}, std::pair{Head::untied, Biases::none}}) {
+    RunConfig config = transformer(lab, DType::f64);
+    config.model.head = head;
+    config.model.biases = biases;
+    train_and_save(lab, config, 10, lab.path("alone.h5"));
+    for (const auto& layout : layouts()) {
+      for (const std::int64_t zero : {0, 1}) {
+        config.parallel.zero = zero;
+        TinyRun run(config, lab, mesh_of(layout));
+        const double first = run.trainer.step().loss;
+        const double last = train(run.trainer, 9).back().loss;
+        EXPECT_LT(last, first - 0.1) << text_of(layout);
+        run.trainer.save(test_world(), lab.path("layout.h5"), Retention::rolling);
+        expect_close_content(lab.path("layout.h5"), lab.path("alone.h5"), 1e-9);
+      }
+    }
+  }
+}
+
+TEST(Transformer, ResumesBitEqual) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    for (const std::int64_t zero : {0, 1}) {
+      RunConfig config = transformer(lab, DType::f32);
+      config.model.head = zero == 0 ? Head::tied : Head::untied;
+      config.parallel.zero = zero;
+      TinyRun whole(config, lab, mesh_of(layout));
+      train(whole.trainer, 3);
+      whole.trainer.save(test_world(), lab.path("middle.h5"), Retention::rolling);
+      train(whole.trainer, 3);
+      whole.trainer.save(test_world(), lab.path("whole.h5"), Retention::rolling);
+      TinyRun resumed(config, lab, mesh_of(layout), lab.path("middle.h5"));
+      train(resumed.trainer, 3);
+      resumed.trainer.save(test_world(), lab.path("resumed.h5"), Retention::rolling);
+      expect_same_content(lab.path("whole.h5"), lab.path("resumed.h5"));
+    }
+  }
+}
+
+TEST(Transformer, RecomputesTheSameBits) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    RunConfig config = transformer(lab, DType::f32);
+    config.train.micro_batch = 2;
+    TinyRun kept(config, lab, mesh_of(layout));
+    const double want = train(kept.trainer, 3).back().loss;
+    for (const Recompute recompute : {Recompute::scores, Recompute::block}) {
+      config.train.saves.recompute = recompute;
+      TinyRun run(config, lab, mesh_of(layout));
+      EXPECT_EQ(train(run.trainer, 3).back().loss, want) << text_of(layout) << " " << static_cast<int>(recompute);
+    }
+    config.train.saves = {Recompute::none, SavedDType::bf16};
+    TinyRun rounded(config, lab, mesh_of(layout));
+    EXPECT_LT(relative(train(rounded.trainer, 3).back().loss, want), 1e-2) << text_of(layout);
+  }
+}
+
+TEST(Transformer, SendsWhatTheFormulasSay) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+      for (const Head head : {Head::tied, Head::untied}) {
+        RunConfig config = transformer(lab, DType::f32);
+        config.model.head = head;
+        config.train.saves.recompute = recompute;
+        config.train.micro_batch = 2;
+        TinyRun run(config, lab, mesh_of(layout));
+        const Communicator::Traffic dp = run.mesh.dp_comm->traffic(), tp = run.mesh.tp_comm->traffic();
+        run.trainer.step();
+        const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), run.mesh.dp);
+        const std::vector<Exchange> formula =
+            step_exchanges(config, run.trainer.model().plan(), buckets,
+                           {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
+        const std::string what = text_of(layout) + "\n" + communication_text(formula);
+        const auto bytes = [](const Communicator::Traffic& before, const Communicator::Traffic& after) {
+          return static_cast<std::int64_t>(after.bytes - before.bytes);
+        };
+        EXPECT_EQ(volume_of(formula, MeshAxis::dp).bytes, bytes(dp, run.mesh.dp_comm->traffic())) << what;
+        EXPECT_EQ(volume_of(formula, MeshAxis::tp).bytes, bytes(tp, run.mesh.tp_comm->traffic())) << what;
+      }
+    }
+  }
+}
+
+TEST(Transformer, TakesTheMemoryOfTheFormula) {
+  const Lab lab;
+  for (const Recompute recompute : {Recompute::none, Recompute::scores, Recompute::block}) {
+    for (const SavedDType dtype : {SavedDType::same, SavedDType::bf16}) {
+      RunConfig config = transformer(lab, DType::f32);
+      config.model.layers = 4;
+      config.model.dim = 96;
+      config.model.max_seq = 64;
+      config.model.ffn_dim = 256;
+      config.train.batch = 4;
+      config.train.saves = {recompute, dtype};
+      TinyRun run(config, lab, mesh_of({1, test_world().size()}));
+      train(run.trainer, 1);
+      const MemoryReport& report = run.allocator.report();
+      std::size_t fixed = 0;
+      for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
+        fixed += report.peak[static_cast<std::size_t>(p)];
+      }
+      const auto peak = static_cast<double>(report.total_peak - fixed);
+      const auto estimate = static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(),
+                                                                 run.mesh.tp_index, config.train.dtype,
+                                                                 config.train.saves, config.train.batch, config.seq()));
+      const std::string what = fmt::format("recompute {} saved {}: {:.0f} of {:.0f} bytes", static_cast<int>(recompute),
+                                           static_cast<int>(dtype), peak, estimate);
+      EXPECT_LE(peak, 1.02 * estimate) << what;
+      EXPECT_GE(peak, 0.96 * estimate) << what;
+    }
+  }
+}
+
+TEST(Transformer, CountsItsParameters) {
+  const Lab lab;
+  RunConfig config = transformer(lab, DType::f32);
+  for (const Head head : {Head::tied, Head::untied}) {
+    for (const Biases biases : {Biases::all, Biases::none}) {
+      config.model.head = head;
+      config.model.biases = biases;
+      std::int64_t held = 0;
+      for (const ParameterSpec& spec : parameter_specs(config.model, ShardPlan::even(config.model, 1))) {
+        held += spec.shape.elements();
+      }
+      EXPECT_EQ(config.model.parameters(), held);
+    }
+  }
+  // GPT-2 small without its positions: 124,439,808 - 1024 * 768.
+  ModelConfig gpt2;
+  gpt2.kind = "transformer";
+  gpt2.layers = 12;
+  gpt2.dim = 768;
+  gpt2.heads = 12;
+  gpt2.vocab = 50257;
+  EXPECT_EQ(gpt2.parameters(), 124439808 - 1024 * 768);
+}
+
+}  // namespace
+}  // namespace tforge::test
