@@ -54,7 +54,7 @@ std::vector<RowRange> ParameterSet::owned_rows(const std::vector<Bucket>& bucket
   std::vector<RowRange> owned(parameters_.size());
   for (const Bucket& bucket : buckets) {
     for (int k = 0; k < bucket.parameters; ++k) {
-      const auto i = static_cast<std::size_t>(bucket.first_parameter + k);
+      const auto i = static_cast<std::size_t>(bucket.first_parameter) + static_cast<std::size_t>(k);
       const Parameter& p = parameters_[i];
       const FlatBlock& block = layout_.blocks[i];
       const std::int64_t begin = std::clamp<std::int64_t>(bucket.begin(dp_rank) - block.offset, 0, block.elements);

@@ -21,7 +21,6 @@ namespace tforge {
 namespace {
 
 using test::error_of;
-using test::Parameter;
 using test::Values;
 using test::values_of;
 using test::weighted_sum;

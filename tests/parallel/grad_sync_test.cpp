@@ -46,7 +46,7 @@ TEST(GradSync, SumsTheFlatGradientsOfAllRanksInEachWay) {
       sync.node_done();
       sync.finish(stream);
       for (std::size_t i = 0; i < 3024; ++i) {
-        const float sum = p * (p - 1) / 2 * (i % 7 == 0 ? 2 : 1) + p * static_cast<float>(step);
+        const float sum = p * (p - 1) / 2 * (i % 7 == 0 ? 2.0F : 1.0F) + p * static_cast<float>(step);
         ASSERT_EQ(flat.span<float>()[i], sum) << i;
       }
     }

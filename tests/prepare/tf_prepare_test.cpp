@@ -39,7 +39,7 @@ std::string corpus(int documents) {
   const auto lines = generated_lines(documents * 4, 3);
   for (int i = 0; i < documents; ++i) {
     text += fmt::format("# {}\n", i);
-    for (int j = 0; j < 4; ++j) text += lines[static_cast<std::size_t>(i * 4 + j)] + "\n";
+    for (int j = 0; j < 4; ++j) text += lines[static_cast<std::size_t>(i) * 4 + static_cast<std::size_t>(j)] + "\n";
   }
   return text;
 }
