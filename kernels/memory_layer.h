@@ -59,7 +59,9 @@ struct MemoryBackward {
 };
 
 /// dtables[k 2^bits + c, :] {=, +=} sum over the rows t with code c, in order of t, of w_k[t] dy[t, :]
-///   (each row is summed by one thread; with overwrite, rows without a hit become 0)
+///   (each row is summed by one thread; with overwrite, rows without a hit become 0). Where the first element of a row
+///   that was hit comes out as 0 it is set to the smallest normal number: a gradient that is 0 but for rounding would
+///   else be 0 or not by chance, and what leaves rows without a hit alone (kernels/adamw.h) could not tell them.
 /// dweights[k, t] = sum over the layers, in order, of <dy[t, :], tables[k 2^bits + code_k[t], :]>    [K, T], transposed
 /// An empty dweights skips it. order: i32 of at least memory_lookup_workspace(T, bits), asked for with the number of
 /// threads that the kernel then runs with.

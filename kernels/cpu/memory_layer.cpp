@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "kernels/cpu/memory_layer_passes.h"
 #include "kernels/cpu/parallel.h"
@@ -179,6 +180,9 @@ void memory_lookup_backward(std::int64_t bits, ConstTensorView codes, ConstTenso
           passes.hits(end[c] - begin, hit + begin, weights.as<T>() + k, weights.row_stride, l.dy.as<T>() + first,
                       l.dy.row_stride, strips.size(s), table, dots_mode,
                       dweights ? dweights.as<T>() + k * dweights.row_stride : nullptr);
+          if (first == 0 && table.gradient != nullptr && begin < end[c] && *table.gradient == T(0)) {
+            *table.gradient = std::numeric_limits<T>::min();
+          }
         }
         dots_mode = GradMode::accumulate;
       }

@@ -340,6 +340,21 @@ TEST(MemoryLayer, BothProcessorFamiliesGiveTheSameBits) {
   expect_equal_families<double>();
 }
 
+TEST(MemoryLayer, RowsThatWereHitAreNeverZero) {
+  const std::int64_t rows = 7, bits = 3, tables = 2;
+  const Codes coordinates = chunks(bits, tables, 6, 3);
+  Matrix<float> dy(rows, 40);
+  for (std::int64_t i = 0; i < rows * 40; ++i) dy(i / 40, i % 40) = 0;
+  const Outputs<float> run({HashWeight::p, 1.0, bits, {}}, coordinates, Matrix<float>::random(rows, 6, 1),
+                           Matrix<float>::random(tables << bits, 40, 2), dy);
+  for (std::int64_t row = 0; row < tables << bits; ++row) {
+    bool hit = false;
+    for (std::int64_t t = 0; t < rows; ++t) hit = hit || run.codes(t, row >> bits) == (row & 7);
+    EXPECT_EQ(run.dtables(row, 0), hit ? std::numeric_limits<float>::min() : 0.0F);
+    for (std::int64_t c = 1; c < 40; ++c) EXPECT_EQ(run.dtables(row, c), 0.0F);
+  }
+}
+
 TEST(MemoryLayer, TablesOfAShardAreRanges) {
   const std::int64_t rows = 40, tables = 7, bits = 3, d = 21, first = 2, count = 3;
   const MemoryHash hash{HashWeight::p, 1.0, bits, {}};
