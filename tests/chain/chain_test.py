@@ -379,7 +379,7 @@ class Cluster(ChainTest):
         return super().stages(*words, env={**cls.cluster.environment, "PATH": BIN + ":" + cls.cluster.environment["PATH"], **(env or {})})
 
     def wait_for_empty_queue(self):
-        self.cluster.wait_for(lambda: not self.cluster.queue(), "end of the chain", patience=400)
+        self.cluster.wait_for(lambda: not self.cluster.queue(), "end of the chain")
 
     def submitted(self, ended):
         """{"train1": "12", ...} of a submission."""

@@ -309,6 +309,8 @@ class World:
         self.record_io, self.loader = tools / "libfaults_record_io.so", tools / "faults_loader"
         self.mpirun = os.environ.get("TFORGE_MPIRUN", "mpirun -n").split()
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tforge_faults_", dir=scratch())).absolute()
+        # What killed ranks leave there goes with the folder.
+        os.environ["OMPI_MCA_btl_vader_backing_directory"] = str(self.folder)
         self.data = self.folder / "data.h5"
         self.quiet_runs = {}
         self.lock = threading.Lock()

@@ -211,7 +211,7 @@ class SlurmCluster:
         self.end("munged", signal.SIGTERM)
         self.end("network")
 
-    def run(self, *command, check=True, timeout=120, **options):
+    def run(self, *command, check=True, timeout=600, **options):
         done = subprocess.run([*self.inside, *(str(word) for word in command)], capture_output=True, text=True,
                               timeout=timeout, env={**self.environment, **options.pop("env", {})}, **options)
         if check and done.returncode != 0:
@@ -236,7 +236,7 @@ class SlurmCluster:
             text += f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]) + "\n"
         return text
 
-    def wait_for(self, condition, what, patience=180):
+    def wait_for(self, condition, what, patience=600):
         """Waits for others; how long it takes is no test."""
         end = time.monotonic() + patience
         while not condition():
