@@ -45,8 +45,8 @@ struct GrowthRecord {
   std::int64_t stage = 0;          // the stage that begins with this growth
   std::int64_t step = 0;           // optimiser steps done before it
   std::int64_t tokens = 0;         // training tokens seen before it
-  std::string layer_group;         // "qkv", "proj", "ffn"
-  std::int64_t tokens_before = 0;  // parameter tokens of each layer of the group
+  std::string layer_group;         // what grew: "ffn", "dim"
+  std::int64_t tokens_before = 0;  // of the group: parameter tokens a layer, columns, neurons, blocks
   std::int64_t tokens_after = 0;
   std::string rule;
   std::uint64_t seed = 0;

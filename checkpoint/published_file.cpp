@@ -12,19 +12,8 @@ PublishedFile::PublishedFile(const std::string& path) : file_(Hdf5File::open(pat
     if (value < 1 || value > (std::int64_t{1} << 31)) throw DataError("{}: attribute {} is {}", path, name, value);
     return value;
   };
-  layers = extent("layers");
-  dim = extent("hidden");
-  heads = extent("heads");
-  vocab = extent("vocab");
   batch = extent("batch");
   seq = extent("seq");
-  qkv_tokens = extent("qkv_slots");
-  proj_tokens = extent("proj_slots");
-  ffn_tokens = extent("ffn_slots");
-  norm = pattention_norm_from_name(file_.attribute<std::string>("/", "norm_activation"));
-  rotary_fraction = file_.attribute<double>("/", "rotary_pct");
-  rotary_base = file_.attribute<double>("/", "rotary_base");
-  layernorm_eps = file_.attribute<double>("/", "layernorm_eps");
   loss = file_.attribute<double>("/", "loss");
   for (const char* name : {"tokens", "labels"}) {
     const DatasetInfo info = file_.info(name);
@@ -32,6 +21,25 @@ PublishedFile::PublishedFile(const std::string& path) : file_(Hdf5File::open(pat
       throw DataError("{}: {} is {}, want i32 [{}, {}]", path, name, info.text(), batch, seq);
     }
   }
+  if (file_.has_attribute("/", "config")) {
+    config = file_.attribute<std::string>("/", "config");
+    return;
+  }
+  layers = extent("layers");
+  dim = extent("hidden");
+  heads = extent("heads");
+  vocab = extent("vocab");
+  qkv_tokens = extent("qkv_slots");
+  proj_tokens = extent("proj_slots");
+  ffn_tokens = extent("ffn_slots");
+  norm = pattention_norm_from_name(file_.attribute<std::string>("/", "norm_activation"));
+  rotary_fraction = file_.attribute<double>("/", "rotary_pct");
+  rotary_base = file_.attribute<double>("/", "rotary_base");
+  layernorm_eps = file_.attribute<double>("/", "layernorm_eps");
+}
+
+std::string PublishedFile::name_of(const std::string& parameter) const {
+  return config.empty() ? published_name(parameter, layers) : parameter;
 }
 
 std::vector<double> PublishedFile::tensor(const std::string& path, std::int64_t elements) const {

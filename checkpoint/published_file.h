@@ -1,12 +1,17 @@
 #pragma once
-// Reads a published TokenFormer in HDF5: its configuration, its tensors under the names of the public code, and what
-// that code computed from them (hidden states, logits, loss, gradients).
+// Reads what another implementation computed with a model (hidden states, logits, loss, gradients) in HDF5: a published
+// TokenFormer, with its tensors under the names of the public code, or any kind of model under our names and layouts.
 //
+//   of the public code:
 //   attributes  layers hidden heads vocab batch seq qkv_slots proj_slots ffn_slots norm_activation rotary_pct
 //               rotary_base layernorm_eps loss
 //   weights/, grads/   sequential.0.word_embeddings.weight, sequential.{2+i}.attention.{query,key,value,proj}.
 //                      {key,value}_param_tokens, sequential.{2+i}.mlp.{key,value}_param_tokens,
 //                      sequential.{L+3}.norm.{weight,bias}
+//   under our names:
+//   attributes  config (TOML: [model]) batch seq loss
+//   weights/, grads/   our parameters, layers.0.attention.query.weight
+//   both:
 //   hidden/i [batch, seq, hidden]   output of block i      logits [batch, seq, vocab]      tokens, labels [batch, seq]
 #include <cstdint>
 #include <string>
@@ -22,16 +27,21 @@ class PublishedFile {
   /// Throws DataError when the file is not of this form.
   explicit PublishedFile(const std::string& path);
 
-  std::int64_t layers = 0, dim = 0, heads = 0, vocab = 0, batch = 0, seq = 0;
+  std::string config;  // [model]; empty: of the public code
+  std::int64_t batch = 0, seq = 0;
+  double loss = 0;
+  // Of the public code.
+  std::int64_t layers = 0, dim = 0, heads = 0, vocab = 0;
   std::int64_t qkv_tokens = 0, proj_tokens = 0, ffn_tokens = 0;
   PattentionNorm norm = PattentionNorm::l2_norm_gelu;
   double rotary_fraction = 0, rotary_base = 0, layernorm_eps = 0;
-  double loss = 0;
 
   std::vector<std::int32_t> tokens() const { return file_.read<std::int32_t>("tokens"); }
   std::vector<std::int32_t> labels() const { return file_.read<std::int32_t>("labels"); }
   /// The values of a tensor of `elements` elements. Throws DataError when it is missing or of another size.
   std::vector<double> tensor(const std::string& path, std::int64_t elements) const;
+  /// The name that a parameter of ours has here.
+  std::string name_of(const std::string& parameter) const;
   const std::string& file_path() const { return file_.file_path(); }
 
  private:

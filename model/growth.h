@@ -1,52 +1,73 @@
 #pragma once
-// How a Pattention's new parameter tokens are born: a pure function of (old tokens, rule, seed, layer path, row).
-// The same rows come out whatever the ranks. Why these rules: docs/growth.md.
+// Growing a model: what is asked for, and what its kind makes of it (ModelKind::growth). Every kind has rules of its
+// own; checkpoints, probe and history are the same for all (train/expand.h). What the rules are: docs/growth.md.
 #include <cstdint>
+#include <map>
+#include <span>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "core/device.h"
-#include "core/pattention_norm.h"
 #include "core/tensor.h"
+#include "model/config.h"
+#include "model/language_model.h"
+#include "model/parameter.h"
 
 namespace tforge {
 
-///   rule                     new keys                          new values        scale
-///   zero_key (default)       0                                 as at birth       kept: output preserved exactly
-///   public_code              as at birth                       as at birth       from the new count
-///   random_key_zero_value    as at birth                       0                 times sqrt(n_new / n_old)
-///   mirror                   negatives of the old rows, then   0                 times sqrt(n_new / n_old): exact for
-///                            N(0, 1 / n_old) mixtures of them                    l2_norm_gelu when the count doubles
-/// For softmax the scale's factor is n_new / n_old, as its birth scale is n.
-enum class GrowthRule : std::uint8_t { zero_key, public_code, random_key_zero_value, mirror };
-
-/// "zero-key", "public", "random-key-zero-value", "mirror"
-std::string_view name_of(GrowthRule rule);
-/// Throws UsageError naming the rules for another name.
-GrowthRule growth_rule_from_name(std::string_view name);
-
-struct GrowthPlan {
-  GrowthRule rule = GrowthRule::zero_key;
-  std::uint64_t seed = 0;
-  double noise = 0;  // noise on the old rows: standard deviation as a fraction of each row's root mean square
-  PattentionNorm norm = PattentionNorm::l2_norm_gelu;
-  double key_deviation = 0.02;
-  double value_deviation = 0.01;
+struct GrowthRequest {
+  std::string model;                           // its name in messages: the checkpoint's path
+  std::map<std::string, std::int64_t> counts;  // wanted, by the kind's names: {"ffn", 768}, {"dim", 256}
+  std::string rule;                            // the kind's default where it is empty
+  std::uint64_t seed = 1;
+  double noise = 0;  // relative, on old parameters; in which way is the kind's
 };
 
-/// Throws UsageError when no rule can do what is asked: softmax cannot grow by zero keys without changing the output
-/// (exp(0) = 1 takes weight from the old tokens), and values of deviation 0 under zero keys would never learn.
-void check_growth(const GrowthPlan& plan);
+/// A count of the configuration that a kind can grow.
+struct GrowthGroup {
+  std::string name;  // "ffn"
+  std::string unit;  // "tokens a layer"
+  std::int64_t before = 0, after = 0;
+  std::string rule = {};       // for the growth history
+  std::string parameter = {};  // whose state number "scale" goes there too, where there is one
+};
 
-/// The scale of the grown layer.
-double grown_scale(const GrowthPlan& plan, double old_scale, std::int64_t n_old, std::int64_t n_new);
+/// Fills in what is wanted of `groups`, which have `before`. Throws UsageError for a name that is none of theirs, for
+/// shrinking, and when nothing grows.
+void set_wanted(const GrowthRequest& request, std::string_view kind, std::vector<GrowthGroup>& groups);
 
-/// Rows first .. first + out.rows() of the grown keys of the layer at `path`. `old_keys` is the whole old tensor
-/// [n_old, d_in] (mirror reads all of it). Old rows are copied, with noise if the plan has any.
-void grown_keys(Stream& stream, const GrowthPlan& plan, std::string_view path, ConstTensorView old_keys,
-                std::int64_t first, TensorView out);
-/// The same of the values; `old_values` [n_old, d_out].
-void grown_values(Stream& stream, const GrowthPlan& plan, std::string_view path, ConstTensorView old_values,
-                  std::int64_t first, TensorView out);
+enum class Moment : std::uint8_t { first, second };
+
+/// A vector as one column.
+template <class View>
+View as_matrix(View view) {
+  if (view.shape.rank() == 1) {
+    view.shape = Shape{view.elements(), 1};
+    view.row_stride = 1;
+  }
+  return view;
+}
+
+/// One growth, as pure functions of old parameters, request and row: the same rows come out whatever the ranks. Row r
+/// of an old parameter is row r of the grown one, whose further rows are new. All views are matrices (as_matrix).
+class Growth {
+ public:
+  virtual ~Growth() = default;
+  virtual const ModelConfig& grown() const = 0;
+  /// All that the kind can grow, grown or not.
+  virtual const std::vector<GrowthGroup>& groups() const = 0;
+  /// Whether the function stays the same but for rounding.
+  virtual bool exact() const = 0;
+  /// Rows first .. first + out.rows() of a parameter of the grown model. `old` is the whole of it before; of a
+  /// parameter that was not there it has no rows.
+  virtual void fill(Stream& stream, const ParameterSpec& spec, ConstTensorView old, std::int64_t first,
+                    TensorView out) const = 0;
+  /// The moments of rows first .. of a parameter that were there before, from `old`, the same rows then. Those of new
+  /// rows are zero.
+  virtual void fill_moment(Moment moment, const ParameterSpec& spec, ConstTensorView old, std::int64_t first,
+                           TensorView out) const;
+  /// What a number of the model's state becomes.
+  virtual double state_number(const StateNumber& before) const { return before.value; }
+};
 
 }  // namespace tforge

@@ -10,6 +10,7 @@
 
 #include "autograd/saved.h"
 #include "model/config.h"
+#include "model/growth.h"
 #include "model/language_model.h"
 #include "model/parameter.h"
 #include "model/shard_plan.h"
@@ -51,7 +52,11 @@ class ModelKind {
   /// The parameters of a block; their paths begin with "layers.<layer>.".
   virtual std::vector<ParameterSpec> block_specs(const ModelConfig& config, const ShardPlan& plan,
                                                  std::int64_t layer) const = 0;
+  /// Whether its ops can keep virtual shards apart, which run.deterministic = "layout_independent" wants.
+  virtual bool has_virtual_shards() const = 0;
   virtual std::unique_ptr<LanguageModel> make(const ModelPlace& place) const = 0;
+  /// Throws UsageError for what the kind cannot grow by, and when nothing grows.
+  virtual std::unique_ptr<Growth> growth(const ModelConfig& before, const GrowthRequest& request) const = 0;
   /// The projections of one block (attention between positions, embedding, final norm and head are common).
   virtual std::vector<ModelPart> block_parts(const ModelConfig& config) const = 0;
   /// By formula, which a test holds against the measured peak. Asked for with the threads of the kernels.

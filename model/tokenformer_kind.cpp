@@ -4,6 +4,7 @@
 #include "core/errors.h"
 #include "kernels/pattention.h"
 #include "model/tokenformer.h"
+#include "model/tokenformer_growth.h"
 
 namespace tforge {
 
@@ -132,8 +133,14 @@ class TokenFormerKind final : public ModelKind {
     return specs;
   }
 
+  bool has_virtual_shards() const override { return true; }
+
   std::unique_ptr<LanguageModel> make(const ModelPlace& place) const override {
     return std::make_unique<TokenFormer>(place);
+  }
+
+  std::unique_ptr<Growth> growth(const ModelConfig& before, const GrowthRequest& request) const override {
+    return tokenformer_growth(before, request);
   }
 
   /// n_g (d_in + d_out) each.

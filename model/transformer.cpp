@@ -5,6 +5,7 @@
 
 #include "autograd/ops/layer_norm.h"
 #include "core/errors.h"
+#include "model/transformer_growth.h"
 
 namespace tforge {
 
@@ -28,12 +29,14 @@ Transformer::Transformer(const ModelPlace& place) : LanguageModel(place) {
   }
 }
 
+bool Transformer::ends_on_stream(std::string_view path) {
+  return path.ends_with("proj.weight") || path.ends_with("out.weight");
+}
+
 LanguageModel::Birth Transformer::birth(std::string_view path) const {
-  constexpr double kDeviation = 0.02;
   if (path.ends_with("norm.weight")) return {1.0, 0.0};
   if (path.ends_with(".bias")) return {0.0, 0.0};
-  const bool ends_on_stream = path.ends_with("proj.weight") || path.ends_with("out.weight");
-  return {0.0, ends_on_stream ? kDeviation / std::sqrt(2.0 * static_cast<double>(config().layers)) : kDeviation};
+  return {0.0, ends_on_stream(path) ? kDeviation / std::sqrt(2.0 * static_cast<double>(config().layers)) : kDeviation};
 }
 
 Var Transformer::normalised(Tape& tape, const Var& h, const Norm& norm) {
@@ -77,10 +80,6 @@ class TransformerKind final : public ModelKind {
 
   std::vector<ParameterSpec> block_specs(const ModelConfig& config, const ShardPlan& plan,
                                          std::int64_t layer) const override {
-    if (plan.shards) {
-      throw ConfigError(
-          "run.deterministic = \"layout_independent\": model.kind = \"transformer\" has no virtual shards");
-    }
     ShardBorders columns = plan.heads;
     for (std::int64_t& border : columns.borders) border *= config.head_dim();
     std::vector<ParameterSpec> specs;
@@ -113,8 +112,14 @@ class TransformerKind final : public ModelKind {
     return specs;
   }
 
+  bool has_virtual_shards() const override { return false; }
+
   std::unique_ptr<LanguageModel> make(const ModelPlace& place) const override {
     return std::make_unique<Transformer>(place);
+  }
+
+  std::unique_ptr<Growth> growth(const ModelConfig& before, const GrowthRequest& request) const override {
+    return transformer_growth(before, request);
   }
 
   std::vector<ModelPart> block_parts(const ModelConfig& config) const override {

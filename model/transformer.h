@@ -24,6 +24,10 @@ class Transformer final : public LanguageModel {
  public:
   explicit Transformer(const ModelPlace& place);
 
+  static constexpr double kDeviation = 0.02;  // of normal weights at birth
+  /// Whether a weight belongs to a layer that is added to the residual stream.
+  static bool ends_on_stream(std::string_view path);
+
  protected:
   /// N(0, 0.02^2), of the layers that end on the residual stream N(0, (0.02 / sqrt(2 L))^2), biases 0, LayerNorm 1 and
   /// 0: GPT-2 (Radford et al. 2019, section 2.3), the "normal" and "scaled_normal" of GPT-NeoX.

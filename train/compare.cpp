@@ -6,6 +6,7 @@
 #include "checkpoint/published_file.h"
 #include "core/allocator.h"
 #include "model/models.h"
+#include "train/config.h"
 
 namespace tforge {
 
@@ -51,10 +52,11 @@ std::span<const T> part(const std::vector<T>& all, std::int64_t first, std::int6
   return std::span(all).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
 }
 
-}  // namespace
-
-std::vector<TensorError> compare_with_published(const std::string& path, DType dtype, Mesh& mesh) {
-  const PublishedFile file(path);
+ModelConfig config_of(const PublishedFile& file) {
+  if (!file.config.empty()) {
+    return parse_config(file.config + "\n[data]\npath = \"none\"\n[run]\ndir = \"none\"\n", file.file_path())
+        .config.model;
+  }
   ModelConfig config;
   config.kind = "tokenformer";
   config.layers = file.layers;
@@ -67,15 +69,21 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
   config.rotary_fraction = file.rotary_fraction;
   config.rotary_base = file.rotary_base;
   config.layernorm_eps = file.layernorm_eps;
+  return config;
+}
 
+}  // namespace
+
+std::vector<TensorError> compare_with_published(const std::string& path, DType dtype, Mesh& mesh) {
+  const PublishedFile file(path);
+  const ModelConfig config = config_of(file);
   Allocator allocator;
   Stream stream;
   const std::unique_ptr<LanguageModel> made =
       make_model(allocator, stream, config, dtype, *mesh.tp_comm, ShardPlan::even(config, mesh.tp));
   LanguageModel& model = *made;
   for (Parameter& p : model.parameters().all()) {
-    const std::vector<double> values =
-        file.tensor("weights/" + published_name(p.path(), config.layers), p.spec.shape.elements());
+    const std::vector<double> values = file.tensor("weights/" + file.name_of(p.path()), p.spec.shape.elements());
     Tensor value = p.value();
     with_compute_type("compare", dtype, [&](auto zero) {
       using T = decltype(zero);
@@ -100,11 +108,11 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
     const Tensor logits = model.logits(tape, tokens, count, &blocks);
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       const std::string name = fmt::format("hidden/{}", i);
-      const std::vector<double> theirs = file.tensor(name, file.batch * file.seq * file.dim);
-      differences.add(name, part(theirs, first * file.seq * file.dim, count * file.seq * file.dim), blocks[i]);
+      const std::vector<double> theirs = file.tensor(name, file.batch * file.seq * config.dim);
+      differences.add(name, part(theirs, first * file.seq * config.dim, count * file.seq * config.dim), blocks[i]);
     }
-    const std::vector<double> theirs = file.tensor("logits", file.batch * file.seq * file.vocab);
-    differences.add("logits", part(theirs, first * file.seq * file.vocab, count * file.seq * file.vocab), logits);
+    const std::vector<double> theirs = file.tensor("logits", file.batch * file.seq * config.vocab);
+    differences.add("logits", part(theirs, first * file.seq * config.vocab, count * file.seq * config.vocab), logits);
   }
 
   Tape tape(allocator, stream, TapeMode::training);
@@ -120,7 +128,7 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
   differences.add("loss", their_loss,
                   Tensor::of(allocator, Shape{1}, std::span<const double>(our_loss), Purpose::activations));
   for (const Parameter& p : model.parameters().all()) {
-    const std::string name = "grads/" + published_name(p.path(), config.layers);
+    const std::string name = "grads/" + file.name_of(p.path());
     const std::vector<double> theirs = file.tensor(name, p.spec.shape.elements());
     differences.add(name, part(theirs, p.first_row * p.columns(), p.gradient.elements()), p.gradient);
   }

@@ -45,6 +45,13 @@ T attribute_of(const CheckpointReader& reader, const CheckpointReader::Tensor& t
   return *value;
 }
 
+/// Ages as numbers, three a segment: first row, age, stage.
+std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments) {
+  std::vector<std::int64_t> numbers;
+  for (const AgeSegment& s : segments) numbers.insert(numbers.end(), {s.first_row, s.age, s.stage});
+  return numbers;
+}
+
 }  // namespace
 
 std::int64_t stage_of(const std::vector<GrowthRecord>& history) { return history.empty() ? 0 : history.back().stage; }
@@ -63,14 +70,9 @@ Tokenizer restored(const StoredTokenizer& tokenizer, const std::string& checkpoi
   return result;
 }
 
-std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments) {
-  std::vector<std::int64_t> numbers;
-  for (const AgeSegment& s : segments) numbers.insert(numbers.end(), {s.first_row, s.age, s.stage});
-  return numbers;
-}
-
-std::vector<AgeSegment> segments_from(const std::vector<std::int64_t>& numbers, std::int64_t rows,
-                                      const std::string& path) {
+std::vector<AgeSegment> stored_ages(const CheckpointReader& reader, const std::string& parameter, std::int64_t rows) {
+  const std::string path = "optim/" + parameter;
+  const auto numbers = attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments");
   std::vector<AgeSegment> segments;
   for (std::size_t i = 0; i + 2 < numbers.size(); i += 3) {
     segments.push_back({numbers[i], numbers[i + 1], numbers[i + 2]});
@@ -164,9 +166,7 @@ void load_optimizer(const CheckpointReader& reader, const LanguageModel& model, 
   for (const Parameter& p : model.parameters().all()) {
     AdamW::State& state = optimizer.state(i++);
     const std::string path = "optim/" + p.path();
-    state.segments =
-        segments_from(attribute_of<std::vector<std::int64_t>>(reader, reader.tensor(path + "/m"), "age_segments"),
-                      p.spec.shape[0], path);
+    state.segments = stored_ages(reader, p.path(), p.spec.shape[0]);
     if (std::ranges::binary_search(reader.damaged(), path + "/m") ||
         std::ranges::binary_search(reader.damaged(), path + "/v")) {
       for (AgeSegment& segment : state.segments) segment.age = 0;

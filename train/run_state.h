@@ -59,10 +59,7 @@ void load_optimizer(const CheckpointReader& reader, const LanguageModel& model, 
 /// By axis of the model's kind, the rows that the ranks which wrote the checkpoint owned: what "append" keeps in place.
 std::vector<ShardBorders> stored_borders(const CheckpointReader& reader);
 
-/// Ages as numbers, three a segment: first row, age, stage.
-std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments);
-/// Throws CheckpointError for anything but segments of a parameter of `rows` rows.
-std::vector<AgeSegment> segments_from(const std::vector<std::int64_t>& numbers, std::int64_t rows,
-                                      const std::string& path);
+/// The ages of a parameter of `rows` rows. Throws CheckpointError for anything but its segments.
+std::vector<AgeSegment> stored_ages(const CheckpointReader& reader, const std::string& parameter, std::int64_t rows);
 
 }  // namespace tforge

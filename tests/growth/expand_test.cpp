@@ -1,6 +1,7 @@
 // Growing trained models: what stays the same, to the bit, and what is recorded.
 #include <gtest/gtest.h>
 
+#include "model/token_growth.h"
 #include "support/tiny_run.h"
 
 namespace tforge::test {
@@ -20,8 +21,8 @@ ExpandRequest request_of(const std::string& from, const std::string& to, GrowthR
   ExpandRequest request;
   request.checkpoint = from;
   request.output = to;
-  request.tokens = kAfter;
-  request.rule = rule;
+  request.growth.counts = counts_of(kAfter);
+  request.growth.rule = name_of(rule);
   return request;
 }
 
@@ -94,7 +95,9 @@ TEST(Mirror, IsExactWhenTheCountDoubles) {
   const Tensor before = logits_of(lab, lab.path("old"), self, allocator);
 
   ExpandRequest request = request_of(lab.path("old"), lab.path("doubled"), GrowthRule::mirror);
-  for (std::size_t g = 0; g < 5; ++g) request.tokens[g] = 2 * kBefore[g];
+  std::array<std::int64_t, 5> twice = kBefore;
+  for (std::int64_t& n : twice) n *= 2;
+  request.growth.counts = counts_of(twice);
   expand_alone(request);
   EXPECT_LE(change(logits_of(lab, lab.path("doubled"), self, allocator), before), 1e-12);
 
@@ -109,11 +112,11 @@ TEST(Expand, SameParametersOnAnyNumberOfRanks) {
        {GrowthRule::zero_key, GrowthRule::public_code, GrowthRule::random_key_zero_value, GrowthRule::mirror}) {
     const std::string name(name_of(rule));
     ExpandRequest request = request_of(lab.path("old"), lab.path("one_" + name), rule);
-    request.noise = rule == GrowthRule::mirror ? 0.01 : 0;
+    request.growth.noise = rule == GrowthRule::mirror ? 0.01 : 0;
     expand_alone(request);
     request.output = lab.path("all_" + name);
     const ExpandResult result = expand_checkpoint(test_world(), request);
-    EXPECT_EQ(result.tokens_after, kAfter);
+    for (std::size_t g = 0; g < 5; ++g) EXPECT_EQ(result.groups[g].after, kAfter[g]);
     expect_same_content(lab.path("one_" + name), lab.path("all_" + name));
   }
 }
@@ -195,8 +198,8 @@ TEST(Expand, RecordsEachGrowth) {
   }
   test_world().barrier();
   ExpandRequest request = request_of(lab.path("later"), lab.path("twice"), GrowthRule::public_code);
-  request.tokens = {0, 0, 0, 0, 700};
-  request.noise = 0.25;
+  request.growth.counts = {{"ffn", 700}};
+  request.growth.noise = 0.25;
   expand_alone(request);
   const CheckpointReader twice = CheckpointReader::open(lab.path("twice"));
   ASSERT_EQ(twice.growth_history().size(), 5U);
@@ -226,9 +229,9 @@ TEST(Expand, Refusals) {
     EXPECT_FALSE(std::filesystem::exists(lab.path("no.manifest")));
   };
   ExpandRequest request = request_of(lab.path("old"), lab.path("no"));
-  request.tokens[4] = 299;
+  request.growth.counts["ffn"] = 299;
   refused(request, "has 300 ffn tokens a layer and cannot shrink to 299");
-  request.tokens = {0, 0, 0, 0, 300};
+  request.growth.counts = {{"ffn", 300}};
   refused(request, "nothing grows");
   refused(request_of(lab.path("softmax"), lab.path("no")), "softmax has no exact growth rule");
   // A bound that rounding cannot meet where the shards of the grown model begin at other rows.

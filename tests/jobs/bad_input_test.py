@@ -199,9 +199,11 @@ class Checkpoints(JobTest):
         command = ["tf_expand", "--checkpoint", self.checkpoint, "--output", "o.h5", "--tokens"]
         self.fails(2, f"{self.checkpoint} has 24 ffn tokens a layer and cannot shrink to 20; ask for more than 24", *command,
                    "key=24,ffn=20")
-        self.fails(2, "--tokens: 'fnn' is no layer group; did you mean `ffn`?", *command, "fnn=48")
-        self.fails(2, '--tokens "ffn": want GROUP=COUNT pairs like query=192,key=192,value=192,proj=192,ffn=768', *command, "ffn")
-        self.fails(2, f"nothing grows: ask for more tokens than {self.checkpoint} has in at least one group", *command, "ffn=24")
+        self.fails(2, "'fnn' is nothing that a tokenformer grows by; there is query, key, value, proj, ffn; did you mean `ffn`?",
+                   *command, "fnn=48")
+        self.fails(2, '--tokens "ffn": want NAME=COUNT pairs like query=192,key=192,value=192,proj=192,ffn=768', *command, "ffn")
+        self.fails(2, f"nothing grows: ask for more than {self.checkpoint} has of at least one of query, key, value, proj, ffn",
+                   *command, "ffn=24")
         self.fails(2, "'zerokey' is no growth rule; there are zero-key, public, random-key-zero-value and mirror", *command,
                    "ffn=48", "--rule", "zerokey")
         self.fails(2, "none/o.h5: cannot be created: No such file or directory", "tf_expand", "--checkpoint", self.checkpoint,

@@ -42,6 +42,41 @@ TYPED_TEST(Elementwise, ByHandWithRowStrides) {
   }
 }
 
+TYPED_TEST(Elementwise, RowsAndColumns) {
+  using T = TypeParam;
+  for (const std::int64_t rows : test::kAwkwardSizes) {
+    for (const std::int64_t columns : test::kAwkwardSizes) {
+      const auto x = Matrix<T>::random(rows, columns, 1, 1, 3);
+      const auto row = Matrix<T>::random(1, columns, 2);
+      Matrix<T> first(1, columns);  // with one thread
+      test::at_one_and_two_threads([&](int threads) {
+        auto y = x;
+        kernels::add_row(cpu, row.vector(), y.view());
+        Matrix<T> sums(1, columns), more = row;
+        kernels::column_sums(cpu, x.view(), GradMode::overwrite, sums.vector());
+        kernels::column_sums(cpu, x.view(), GradMode::accumulate, more.vector());
+        for (std::int64_t c = 0; c < columns; ++c) {
+          double want = 0, size = 0;
+          for (std::int64_t r = 0; r < rows; ++r) {
+            ASSERT_EQ(y(r, c), x(r, c) + row(0, c));
+            want += static_cast<double>(x(r, c));
+            size += std::abs(static_cast<double>(x(r, c)));
+          }
+          ASSERT_NEAR(static_cast<double>(sums(0, c)), want, (sizeof(T) == 4 ? 1e-6 : 1e-15) * (1 + size));
+          ASSERT_EQ(more(0, c), row(0, c) + sums(0, c));
+        }
+        EXPECT_TRUE(y.padding_untouched());
+        if (threads == 2) first = sums;
+        else EXPECT_TRUE(first.same_bits(sums));
+      });
+    }
+  }
+  Matrix<T> y(3, 5);
+  const Matrix<T> wrong(1, 4);
+  EXPECT_THROW(kernels::add_row(cpu, wrong.vector(), y.view()), ShapeError);
+  EXPECT_THROW(kernels::column_sums(cpu, y.view(), GradMode::overwrite, Matrix<T>(1, 4).vector()), ShapeError);
+}
+
 TYPED_TEST(Elementwise, InPlace) {
   using T = TypeParam;
   auto a = Matrix<T>::random(33, 31, 1);

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -146,6 +147,16 @@ inline void train_and_save(const Lab& lab, const RunConfig& config, int steps, c
     run.trainer.save(*self, path, Retention::rolling);
   }
   test_world().barrier();
+}
+
+/// Of a TokenFormer, by TokenGroup; a group of which there are 0 is left out.
+inline std::map<std::string, std::int64_t> counts_of(const std::array<std::int64_t, 5>& tokens) {
+  std::map<std::string, std::int64_t> counts;
+  for (const TokenGroup group : kTokenGroups) {
+    const std::int64_t count = tokens[static_cast<std::size_t>(group)];
+    if (count > 0) counts[std::string(name_of(group))] = count;
+  }
+  return counts;
 }
 
 /// Rank 0 grows a checkpoint alone. What went wrong there is a failure on rank 0.

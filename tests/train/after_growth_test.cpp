@@ -28,7 +28,7 @@ class AfterGrowth : public ::testing::Test {
     ExpandRequest request;
     request.checkpoint = lab_.path("old");
     request.output = lab_.path("grown");
-    request.tokens = kGrown;
+    request.growth.counts = counts_of(kGrown);
     expand_alone(request);
   }
 

@@ -209,7 +209,9 @@ ExpandRequest doubled(const Lab& lab, const RunConfig& config) {
   ExpandRequest request;
   request.checkpoint = lab.path("small");
   request.output = lab.path("grown");
-  for (std::size_t g = 0; g < 5; ++g) request.tokens[g] = 2 * config.model.tokens[g];
+  std::array<std::int64_t, 5> tokens = config.model.tokens;
+  for (std::int64_t& n : tokens) n *= 2;
+  request.growth.counts = counts_of(tokens);
   return request;
 }
 
@@ -282,7 +284,8 @@ TEST(AppendedShards, EvenSplitMovesOldRows) {
   RunConfig config = lab.config(DType::f32);
   train_and_save(lab, config, 1, lab.path("small"));
   ExpandRequest request = doubled(lab, config);
-  for (std::int64_t& n : request.tokens) n = n / 2 + 4;  // a few more: half of the old ones belong to another rank
+  for (auto& [name, n] : request.growth.counts)
+    n = n / 2 + 4;  // a few more: half of the old ones belong to another rank
   expand_alone(request);
   const CheckpointReader grown = CheckpointReader::open(lab.path("grown"));
   TinyRun run(config, lab, mesh_of({1, test_world().size()}), lab.path("grown"));

@@ -120,7 +120,9 @@ TEST(LayoutIndependent, AfterAGrowthTheShardsAreCutAnew) {
   ExpandRequest request;
   request.checkpoint = lab.path("small");
   request.output = lab.path("grown");
-  for (std::size_t g = 0; g < 5; ++g) request.tokens[g] = config.model.tokens[g] + 11;
+  std::array<std::int64_t, 5> tokens = config.model.tokens;
+  for (std::int64_t& n : tokens) n += 11;
+  request.growth.counts = counts_of(tokens);
   expand_alone(request);
   config.train.growth.old_rows = OldRows::freeze;
   config.train.growth.new_rows_warmup_steps = 3;

@@ -83,7 +83,7 @@ TEST(Zero, IsTheUnshardedRunAfterGrowth) {
   ExpandRequest request;
   request.checkpoint = lab.path("old");
   request.output = lab.path("grown");
-  request.tokens = {50, 25, 40, 61, 200};
+  request.growth.counts = counts_of({50, 25, 40, 61, 200});
   expand_alone(request);
   for (const OldRows old_rows : {OldRows::freeze, OldRows::rate}) {
     config.train.growth.old_rows = old_rows;

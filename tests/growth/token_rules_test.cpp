@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/rng.h"
-#include "model/growth.h"
+#include "model/token_growth.h"
 #include "support/corpus.h"
 
 namespace tforge::test {
