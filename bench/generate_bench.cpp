@@ -1,4 +1,4 @@
-// Generation with a cache and evaluation of a TokenFormer on random tokens. Prints one JSON line, the counterpart of
+// Generation with a cache and evaluation of a model on random tokens. Prints one JSON line, the counterpart of
 // bench/pytorch_generate.py: the median over --rounds after one that is not timed.
 #include <algorithm>
 #include <chrono>
@@ -17,12 +17,15 @@ using namespace tforge;
 int main(int argc, char** argv) {
   std::int64_t dim = 256, layers = 6, heads = 8, tokens_attn = 256, tokens_ffn = 1024, vocab = 4096, seq = 256;
   std::int64_t batch = 1, prompt_tokens = 32, tokens = 224, rounds = 3, threads = 2;
-  std::string what = "generate";
+  std::int64_t ffn_dim = 0;
+  std::string what = "generate", kind = "tokenformer";
   double temperature = 0;
   const JobInfo info{
       .name = "generate_bench",
       .description = "Times generation, or evaluation, on random tokens.",
       .options = {{"what", "NAME", &what, "generate or evaluate (forward and loss of --batch sequences)"},
+                  {"kind", "NAME", &kind, "tokenformer or transformer"},
+                  {"ffn-dim", "N", &ffn_dim, "neurons of a transformer's MLP; 0: 4 * dim"},
                   {"dim", "N", &dim, "width"},
                   {"layers", "N", &layers, "blocks"},
                   {"heads", "N", &heads, "heads"},
@@ -40,6 +43,8 @@ int main(int argc, char** argv) {
     if (what != "generate" && what != "evaluate") throw UsageError("--what {}: want generate or evaluate", what);
     kernels::start_cpu_runtime(static_cast<int>(threads));
     ModelConfig config;
+    config.kind = kind;
+    config.ffn_dim = ffn_dim;
     config.layers = layers;
     config.dim = dim;
     config.heads = heads;

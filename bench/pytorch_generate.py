@@ -31,6 +31,14 @@ class Watch:
         return time.perf_counter() - self.start[0], time.process_time() - self.start[1]
 
 
+def queries_keys_values(block, x):
+    return block.qkv(x).chunk(3, dim=-1) if hasattr(block, "qkv") else [f(x) for f in (block.query, block.key, block.value)]
+
+
+def normed(block, which, x):
+    return block.norms[which](x) if hasattr(block, "norms") else F.layer_norm(x, x.shape[-1:])
+
+
 class Generator:
     def __init__(self, model, batch, length, variant):
         self.model, self.batch, self.length = model, batch, length
@@ -57,7 +65,7 @@ class Generator:
 
     def attend(self, block, layer, x, first):
         batch, length, dim = x.shape
-        q, k, v = (f(x).view(batch, length, block.heads, -1).transpose(1, 2) for f in (block.query, block.key, block.value))
+        q, k, v = (t.view(batch, length, block.heads, -1).transpose(1, 2) for t in queries_keys_values(block, x))
         q, k = self.turn(block.rotary, q, first), self.turn(block.rotary, k, first)
         k, v = self.extended(layer, k, v, first)
         if self.attention == "plain":
@@ -72,8 +80,8 @@ class Generator:
     def next_token(self, tokens, first):
         x = self.model.embedding(tokens)
         for layer, block in enumerate(self.model.blocks):
-            x = x + self.attend(block, layer, F.layer_norm(x, x.shape[-1:]), first)
-            x = x + block.ffn(F.layer_norm(x, x.shape[-1:]))
+            x = x + self.attend(block, layer, normed(block, 0, x), first)
+            x = x + block.ffn(normed(block, 1, x))
         return (self.model.norm(x[:, -1]) @ self.model.embedding.weight.t()).argmax(dim=-1, keepdim=True)
 
     def run(self, prompt, added):

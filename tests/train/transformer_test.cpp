@@ -1,6 +1,7 @@
 // The Transformer on every layout of the ranks: one function, one run, what it sends and what it keeps.
 #include <gtest/gtest.h>
 
+#include "core/rng.h"
 #include "model/activation_memory.h"
 #include "support/tiny_run.h"
 #include "train/communication_model.h"
@@ -46,6 +47,58 @@ TEST(Transformer, LearnsTheSameOnEveryLayout) {
         run.trainer.save(test_world(), lab.path("layout.h5"), Retention::rolling);
         expect_close_content(lab.path("layout.h5"), lab.path("alone.h5"), 1e-9);
       }
+    }
+  }
+}
+
+/// Of every parameter, along a random direction. The golden file compares the tied model with biases alone.
+TEST(Transformer, GradientsAreThoseOfTheLoss) {
+  const Lab lab;
+  for (const auto& [head, biases] : {std::pair{Head::tied, Biases::all}, std::pair{Head::untied, Biases::none}}) {
+    RunConfig config = transformer(lab, DType::f64);
+    config.model.head = head;
+    config.model.biases = biases;
+    config.train.clip = 0;
+    TinyRun run(config, lab, alone());
+    train(run.trainer, 3);  // away from birth, where some gradients are 0
+    LanguageModel& model = run.trainer.model();
+    std::vector<std::int32_t> text(2 * 32 + 1);
+    lab.dataset().split(Split::train).copy(0, 65, text.data());
+    const std::span<const std::int32_t> all(text);
+    const Tensor tokens = Tensor::of(run.allocator, Shape{64}, all.first(64), Purpose::activations);
+    const Tensor targets = Tensor::of(run.allocator, Shape{64}, all.last(64), Purpose::activations);
+    const auto loss = [&] {
+      Tape tape(run.allocator, run.stream, TapeMode::inference);
+      double sum = 0;
+      for (const double nll : values_of(model.nll(tape, tokens, targets, 2))) sum += nll;
+      return sum / 64;
+    };
+    model.parameters().clear_gradients();
+    {
+      Tape tape(run.allocator, run.stream, TapeMode::training);
+      tape.backward(model.loss(tape, tokens, targets, 2, 1.0 / 64).loss);
+      model.parameters().finish_gradients();
+    }
+    for (Parameter& p : model.parameters().all()) {
+      constexpr double kStep = 1e-6;
+      const Rng rng(1, p.path());
+      const auto values = p.value().span<double>();
+      const auto move = [&](double by) {
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] += by * rng.normal(i);
+      };
+      double slope = 0, size = 0;
+      const auto gradient = p.gradient.span<double>();
+      for (std::size_t i = 0; i < gradient.size(); ++i) {
+        slope += gradient[i] * rng.normal(i);
+        size += gradient[i] * gradient[i];
+      }
+      EXPECT_GT(size, 0.0) << p.path();
+      move(kStep);
+      const double up = loss();
+      move(-2 * kStep);
+      const double down = loss();
+      move(kStep);
+      EXPECT_NEAR(slope, (up - down) / (2 * kStep), 1e-7 * (1 + std::abs(slope))) << p.path();
     }
   }
 }
