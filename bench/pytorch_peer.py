@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""TokenFormer or Transformer in plain PyTorch, as a user would write it: the peer of step_bench. Prints one JSON line.
+"""TokenFormer, Transformer or MemoryFormer in plain PyTorch, as a user would write it: the peer of step_bench. Prints one JSON line.
 
 The model is that of the paper's public configuration (pre-norm, non-parametric LayerNorm, Pattention l2_norm_gelu,
 rotary embedding on a quarter of each head, tied head) in f32, with AdamW and a clipped global norm. A step is
@@ -107,10 +107,71 @@ class DenseBlock(nn.Module):
         return x + self.ffn(self.norms[1](x))
 
 
+class MemoryHash(nn.Module):
+    """Rows of the tables, all tables one below the other, and the weights p of chunks of `bits` coordinates."""
+
+    def __init__(self, width, bits):
+        super().__init__()
+        self.bits, self.tables = bits, width // bits
+        self.register_buffer("powers", 2 ** torch.arange(bits - 1, -1, -1))
+        self.register_buffer("offsets", torch.arange(self.tables) * 2**bits)
+
+    def forward(self, x):
+        chunks = x.reshape(-1, self.tables, self.bits)
+        rows = ((chunks >= 0) * self.powers).sum(-1) + self.offsets
+        return rows, torch.sigmoid(2 * chunks.abs()).prod(-1)
+
+
+class MemoryLayer(nn.Module):
+    def __init__(self, tables, bits, width, std):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(tables * 2**bits, width) * std * bits)
+        self.bias = nn.Parameter(torch.randn(width) * 0.001)
+
+    def forward(self, hashed):
+        rows, weights = hashed
+        return F.embedding_bag(rows, self.table, mode="sum", per_sample_weights=weights) + self.bias
+
+
+class MemoryFormerBlock(nn.Module):
+    """Memory Layers of --hash-bits bits, two more in the second of the Memory Block; no projection behind attention."""
+
+    def __init__(self, args, rotary, mask):
+        super().__init__()
+        self.heads, self.rotary, self.sdpa = args.heads, rotary, args.attention == "sdpa"
+        self.register_buffer("mask", mask)
+        bits, tables = args.hash_bits, args.dim // args.hash_bits
+        wide, std = tables * (bits + 2), math.sqrt(0.4 / args.dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for d in (args.dim, args.dim, wide))
+        self.hash, self.inner_hash = MemoryHash(args.dim, bits), MemoryHash(wide, bits + 2)
+        self.query, self.key, self.value = (MemoryLayer(tables, bits, args.dim, std) for _ in range(3))
+        self.ffn_in = MemoryLayer(tables, bits, wide, 0.02)
+        self.ffn_out = MemoryLayer(tables, bits + 2, args.dim, 0.02)
+
+    def attention(self, x):
+        batch, length, dim = x.shape
+        hashed = self.hash(x)
+        q, k, v = (
+            f(hashed).view(batch, length, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        q, k = self.rotary(q), self.rotary(k)
+        if self.sdpa:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads)
+            mixed = (scores + self.mask).softmax(dim=-1) @ v
+        return mixed.transpose(1, 2).reshape(batch, length, dim)
+
+    def forward(self, x):
+        x = x + self.attention(self.norms[0](x))
+        inner = self.norms[2](self.ffn_in(self.hash(self.norms[1](x))))
+        return x + self.ffn_out(self.inner_hash(inner)).view_as(x)
+
+
 class LanguageModel(nn.Module):
     def __init__(self, args):
         super().__init__()
-        kind = {"tokenformer": Block, "transformer": DenseBlock}[args.kind]
+        kind = {"tokenformer": Block, "transformer": DenseBlock, "memoryformer": MemoryFormerBlock}[args.kind]
         self.embedding = nn.Embedding(args.vocab, args.dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
         rotary = Rotary(int(0.25 * (args.dim // args.heads)), args.seq)
@@ -131,10 +192,10 @@ def parser(description):
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("dim", 128), ("layers", 4), ("heads", 4), ("tokens-attn", 128), ("tokens-ffn", 512), ("vocab", 256),
-        ("seq", 256), ("batch", 16), ("threads", 2), ("ffn-dim", 0),
+        ("seq", 256), ("batch", 16), ("threads", 2), ("ffn-dim", 0), ("hash-bits", 8),
     ]:
         result.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    result.add_argument("--kind", choices=("tokenformer", "transformer"), default="tokenformer")
+    result.add_argument("--kind", choices=("tokenformer", "transformer", "memoryformer"), default="tokenformer")
     result.add_argument("--attention", choices=("naive", "sdpa"), default="naive", help="default naive")
     return result
 

@@ -58,7 +58,7 @@ int main(int argc, char** argv) {
                batch = 16;
   std::int64_t steps = 8, warmup = 2, threads = 2, tp = 1;
   std::string kind = "tokenformer";
-  std::int64_t ffn_dim = 0;
+  std::int64_t ffn_dim = 0, hash_bits = 8;
   std::vector<std::string> set;
   bool profile_wanted = false;
   std::optional<double> link_gbs;
@@ -66,8 +66,9 @@ int main(int argc, char** argv) {
   const JobInfo info{
       .name = "step_bench",
       .description = "Times a training step on random tokens.",
-      .options = {{"kind", "NAME", &kind, "tokenformer or transformer"},
+      .options = {{"kind", "NAME", &kind, "tokenformer, transformer or memoryformer"},
                   {"ffn-dim", "N", &ffn_dim, "neurons of a transformer's MLP; 0: 4 * dim"},
+                  {"hash-bits", "N", &hash_bits, "bits of a memoryformer's tables; two more in its Memory Block"},
                   {"dim", "N", &dim, "width"},
                   {"layers", "N", &layers, "blocks"},
                   {"heads", "N", &heads, "heads"},
@@ -87,9 +88,12 @@ int main(int argc, char** argv) {
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
     kernels::start_cpu_runtime(static_cast<int>(threads));
     RunConfig config =
-        parse_config("[data]\npath = \"random tokens\"\n[run]\ndir = \"none\"", "step_bench", set).config;
-    config.model.kind = kind;
+        parse_config(
+            fmt::format("[model]\nkind = \"{}\"\n[data]\npath = \"random tokens\"\n[run]\ndir = \"none\"", kind),
+            "step_bench", set)
+            .config;
     config.model.ffn_dim = ffn_dim;
+    config.model.hash_bits = {hash_bits, hash_bits, hash_bits + 2};
     config.model.layers = layers;
     config.model.dim = dim;
     config.model.heads = heads;

@@ -51,11 +51,13 @@ int main(int argc, char** argv) {
            {"output", "FILE", &request.output, "the grown checkpoint; must not exist", Need::required},
            {"grow", "NAME=COUNT,...", &grow,
             "counts after growth; of a tokenformer the parameter tokens a layer of query, key, value, proj, ffn; "
-            "of a transformer dim (by whole heads), ffn_dim, layers"},
+            "of a transformer dim (by whole heads), ffn_dim, layers; of a memoryformer tables a layer of "
+            "attention.tables, ffn_in.tables, ffn_out.tables, and hash bits of attention.bits, ffn_in.bits, "
+            "ffn_out.bits"},
            {"tokens", "NAME=COUNT,...", &tokens, "the same under its older name"},
            {"rule", "NAME", &request.growth.rule,
             "tokenformer: zero-key (exact, the default), public, random-key-zero-value or mirror; transformer: "
-            "net2net"},
+            "net2net; memoryformer, for bits: keep-weight (exact, the default) or extend-weight"},
            {"seed", "N", &seed, "of the new rows"},
            {"noise", "SIGMA", &request.growth.noise,
             "tokenformer: on old rows, as a fraction of each row's root mean square; transformer: of the shares of "
@@ -67,7 +69,8 @@ int main(int argc, char** argv) {
       .examples = {"tf_expand --checkpoint run/step_00000400.h5 --output grown.h5 --grow "
                    "query=192,key=192,value=192,proj=192,ffn=768",
                    "mpirun -n 2 tf_expand --checkpoint a.h5 --output b.h5 --grow ffn=1024 --rule mirror",
-                   "tf_expand --checkpoint transformer.h5 --output wider.h5 --grow dim=256,ffn_dim=1024 --noise 0.1"},
+                   "tf_expand --checkpoint transformer.h5 --output wider.h5 --grow dim=256,ffn_dim=1024 --noise 0.1",
+                   "tf_expand --checkpoint memory.h5 --output more.h5 --grow attention.tables=80,ffn_out.bits=11"},
       .world_options = {},
   };
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {

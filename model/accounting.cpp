@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "model/memoryformer.h"
+
 namespace tforge {
 
 namespace {
@@ -20,7 +22,7 @@ std::vector<ModelPart> model_parts(const ModelConfig& config, std::int64_t seq) 
     parts.push_back(std::move(part));
   }
   parts.push_back({"attention", 0, static_cast<double>(config.layers * (seq + 1) * config.dim)});
-  parts.push_back({"final norm", 2 * config.dim, 0});
+  parts.push_back({"final norm", (config.stream_norm == StreamNorm::layernorm ? 2 : 1) * config.dim, 0});
   parts.push_back({kHead, config.head == Head::untied ? table : 0, static_cast<double>(table)});
   return parts;
 }
@@ -41,6 +43,12 @@ double published_flops_per_token(const ModelConfig& config, std::int64_t seq) {
   return 2 * static_cast<double>(blocks) + 4 * static_cast<double>(config.layers * config.dim * seq);
 }
 
+double published_block_multiply_adds(const ModelConfig& config, std::int64_t seq) {
+  const auto d = static_cast<double>(config.dim);
+  return 6 * d * d / static_cast<double>(memory_shape(config, MemoryGroup::attention).chunk_bits) +
+         2 * static_cast<double>(seq) * d;
+}
+
 std::string accounting_text(const ModelConfig& config, std::int64_t seq) {
   std::vector<ModelPart> parts = model_parts(config, seq);
   const ModelPart all = sum_of(parts, Ends::counted), inner = sum_of(parts, Ends::left_out);
@@ -49,10 +57,15 @@ std::string accounting_text(const ModelConfig& config, std::int64_t seq) {
   for (const ModelPart& part : parts) {
     text += fmt::format("{:<28} {:>15} {:>22.0f}\n", part.name, part.parameters, part.multiply_adds);
   }
-  return text + fmt::format(
-                    "forward at context length {}: {:.4g} FLOPs a token; as TokenFormer's paper counts "
-                    "(2 N + 4 L d T, no head, whole attention): {:.4g}\n",
-                    seq, 2 * all.multiply_adds, published_flops_per_token(config, seq));
+  text += fmt::format("forward at context length {}: {:.4g} FLOPs a token", seq, 2 * all.multiply_adds);
+  if (config.kind == "memoryformer") {
+    return text + fmt::format(
+                      "; as MemoryFormer's paper counts (6 K d + 2 T d multiply-adds a block, no head, whole "
+                      "attention): {:.4g} multiply-adds\n",
+                      static_cast<double>(config.layers) * published_block_multiply_adds(config, seq));
+  }
+  return text + fmt::format("; as TokenFormer's paper counts (2 N + 4 L d T, no head, whole attention): {:.4g}\n",
+                            published_flops_per_token(config, seq));
 }
 
 }  // namespace tforge

@@ -23,6 +23,10 @@ ModelPart sum_of(const std::vector<ModelPart>& parts, Ends ends);
 /// embedding; attention is not halved for causality, the head not counted. For one token: 2 N + 4 L d T.
 double published_flops_per_token(const ModelConfig& config, std::int64_t seq);
 
+/// MemoryFormer, section 3.4: multiply-adds of one token in one block, 6 K d for all Memory Layers of K = d / hash_bits
+/// tables and 2 T d for attention.
+double published_block_multiply_adds(const ModelConfig& config, std::int64_t seq);
+
 /// All of it as lines of text.
 std::string accounting_text(const ModelConfig& config, std::int64_t seq);
 

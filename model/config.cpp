@@ -17,6 +17,15 @@ std::string_view name_of(TokenGroup group) {
   return "?";
 }
 
+std::string_view name_of(MemoryGroup group) {
+  switch (group) {
+    case MemoryGroup::attention: return "attention";
+    case MemoryGroup::ffn_in: return "ffn_in";
+    case MemoryGroup::ffn_out: return "ffn_out";
+  }
+  return "?";
+}
+
 std::int64_t ModelConfig::rotary_dim() const {
   return static_cast<std::int64_t>(rotary_fraction * static_cast<double>(head_dim()));
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/hash_weight.h"
 #include "core/pattention_norm.h"
 
 namespace tforge {
@@ -15,9 +16,17 @@ inline constexpr std::array<TokenGroup, 5> kTokenGroups = {TokenGroup::query, To
                                                            TokenGroup::proj, TokenGroup::ffn};
 std::string_view name_of(TokenGroup group);
 
+/// The Memory Layers of a MemoryFormer block that share a hash: q, k and v; the two of the Memory Block.
+enum class MemoryGroup : std::uint8_t { attention, ffn_in, ffn_out };
+inline constexpr std::array<MemoryGroup, 3> kMemoryGroups = {MemoryGroup::attention, MemoryGroup::ffn_in,
+                                                             MemoryGroup::ffn_out};
+std::string_view name_of(MemoryGroup group);
+/// The norms on the residual stream: kernels/layer_norm.h, kernels/rms_norm.h.
+enum class StreamNorm : std::uint8_t { layernorm, rmsnorm };
+
 /// Whether the head's weights are those of the embedding.
 enum class Head : std::uint8_t { untied, tied };
-/// Whether the projections of a Transformer add biases.
+/// Whether the projections of a Transformer or a MemoryFormer add biases.
 enum class Biases : std::uint8_t { none, all };
 
 struct ModelConfig {
@@ -35,7 +44,19 @@ struct ModelConfig {
   std::array<std::int64_t, 5> tokens = {128, 128, 128, 128, 512};  // parameter tokens by TokenGroup
   PattentionNorm norm = PattentionNorm::l2_norm_gelu;
 
-  // transformer
+  // memoryformer; what is by MemoryGroup
+  std::array<std::int64_t, 3> hash_bits = {8, 8, 10};   // a table has 2^hash_bits rows
+  std::array<std::int64_t, 3> tables = {0, 0, 0};       // 0: one a chunk of the coordinates
+  std::array<std::int64_t, 3> chunk_bits = {0, 0, 0};   // of hash_bits those that a table was born with; 0: all
+  std::array<std::int64_t, 3> weight_bits = {0, 0, 0};  // of hash_bits those that the weight looks at; 0: all
+  std::int64_t memory_width = 0;                        // of the Memory Block; 0: hash_bits.ffn_out a table of ffn_in
+  HashWeight hash_weight = HashWeight::p;
+  double temperature = 1;
+  std::int64_t table_seed = 0;  // of the permutations that added tables look through
+  StreamNorm stream_norm = StreamNorm::layernorm;
+  double rmsnorm_eps = 1e-8;
+
+  // transformer; head and biases also of a memoryformer
   std::int64_t ffn_dim = 0;  // neurons of the MLP; 0: 4 * dim
   Head head = Head::tied;
   Biases biases = Biases::all;

@@ -49,7 +49,8 @@ View as_matrix(View view) {
 }
 
 /// One growth, as pure functions of old parameters, request and row: the same rows come out whatever the ranks. Row r
-/// of an old parameter is row r of the grown one, whose further rows are new. All views are matrices (as_matrix).
+/// of an old parameter is row r of the grown one, whose further rows are new (where rows_of_one() is more than 1: rows
+/// r rows_of_one() and so many from there). All views are matrices (as_matrix).
 class Growth {
  public:
   virtual ~Growth() = default;
@@ -58,12 +59,14 @@ class Growth {
   virtual const std::vector<GrowthGroup>& groups() const = 0;
   /// Whether the function stays the same but for rounding.
   virtual bool exact() const = 0;
+  /// How many neighbouring rows one row of an old parameter becomes. Then rows are asked for by whole multiples.
+  virtual std::int64_t rows_of_one(const ParameterSpec& /*spec*/) const { return 1; }
   /// Rows first .. first + out.rows() of a parameter of the grown model. `old` is the whole of it before; of a
   /// parameter that was not there it has no rows.
   virtual void fill(Stream& stream, const ParameterSpec& spec, ConstTensorView old, std::int64_t first,
                     TensorView out) const = 0;
-  /// The moments of rows first .. of a parameter that were there before, from `old`, the same rows then. Those of new
-  /// rows are zero.
+  /// The moments of rows first .. of a parameter that were there before, from `old`, the rows that they were then.
+  /// Those of new rows are zero.
   virtual void fill_moment(Moment moment, const ParameterSpec& spec, ConstTensorView old, std::int64_t first,
                            TensorView out) const;
   /// What a number of the model's state becomes.

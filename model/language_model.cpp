@@ -5,6 +5,7 @@
 #include "autograd/ops/layer_norm.h"
 #include "autograd/ops/recompute.h"
 #include "autograd/ops/residual.h"
+#include "autograd/ops/rms_norm.h"
 #include "core/errors.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
@@ -26,8 +27,7 @@ LanguageModel::LanguageModel(const ModelPlace& place)
       parameters_(place.allocator, parameter_specs(config_, plan_), place.dtype, place.tp.rank()),
       embedding_(parameter("embedding")),
       head_(parameter(config_.head == Head::tied ? "embedding" : "head")),
-      final_weight_(parameter("final_norm.weight")),
-      final_bias_(parameter("final_norm.bias")) {
+      final_norm_(norm_at("final_norm")) {
   if (plan_.shards) reducer_ = std::make_unique<ShardReducer>(allocator_, tp_, plan_.shards->deal);
   else reducer_ = std::make_unique<TpReducer>(tp_);
 
@@ -110,23 +110,33 @@ Var LanguageModel::hidden(Tape& tape, const Tensor& tokens, std::int64_t batch, 
   return h;
 }
 
-Var LanguageModel::final_norm(Tape& tape, const Var& h) {
-  return shared(tape, layer_norm(tape, h, final_weight_, final_bias_, config_.layernorm_eps));
+LanguageModel::Norm LanguageModel::norm_at(const std::string& path) {
+  const bool has_bias = config_.stream_norm == StreamNorm::layernorm;
+  return {parameter(path + ".weight"), has_bias ? parameter(path + ".bias") : Var()};
+}
+
+Var LanguageModel::normalised(Tape& tape, const Var& h, const Norm& norm) {
+  return norm.bias ? layer_norm(tape, h, norm.weight, norm.bias, config_.layernorm_eps)
+                   : rms_norm(tape, h, norm.weight, config_.rmsnorm_eps);
+}
+
+Var LanguageModel::finally_normalised(Tape& tape, const Var& h) {
+  return shared(tape, normalised(tape, h, final_norm_));
 }
 
 HeadLoss LanguageModel::loss(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch, double weight,
                              LookupSync* lookup) {
-  const Var x = final_norm(tape, hidden(tape, tokens, batch, nullptr, lookup));
+  const Var x = finally_normalised(tape, hidden(tape, tokens, batch, nullptr, lookup));
   return head_cross_entropy(tape, x, head_, targets, plan_.vocab.begin(tp_.rank()), weight, *reducer_, head_shards());
 }
 
 Tensor LanguageModel::nll(Tape& tape, const Tensor& tokens, const Tensor& targets, std::int64_t batch) {
-  const Var x = final_norm(tape, hidden(tape, tokens, batch));
+  const Var x = finally_normalised(tape, hidden(tape, tokens, batch));
   return head_nll(tape, x, head_, targets, plan_.vocab.begin(tp_.rank()), *reducer_, head_shards());
 }
 
 Tensor LanguageModel::whole_logits(Tape& tape, const Var& h) {
-  const Var x = final_norm(tape, h);
+  const Var x = finally_normalised(tape, h);
   return gather_columns(tape, Var(head_logits(tape, x, head_)), vocab_columns_, tp_).value();
 }
 

@@ -4,7 +4,7 @@
 //   h0 = E[tokens]
 //   for each layer:  q, k, v = attention_input(h);   rotary on the first rotary_dim of each head of q, k
 //                    h = h + attention_output(attention(q, k, v));   h = h + feed_forward(h)
-//   logits = LN_final(h) W^T                         LayerNorm with weight and bias; W is E where the head is tied
+//   logits = norm(h) W^T          LayerNorm with weight and bias, or RMSNorm; W is E where the head is tied
 //
 // Over the tensor-parallel axis: parameters of the blocks, attention heads and vocabulary rows are sharded by rows;
 // hidden states are replicated. With virtual shards (ShardPlan::dealt) an op computes each shard that the rank holds
@@ -116,6 +116,14 @@ class LanguageModel {
   /// [T, d] replicated from h [T, d] replicated, its norm included.
   virtual Var feed_forward(Tape& tape, const Var& h, std::int64_t layer) = 0;
 
+  /// LayerNorm or RMSNorm with parameters; the bias is empty for RMSNorm.
+  struct Norm {
+    Var weight, bias;
+  };
+  /// Of the residual stream: model.stream_norm at `path`.
+  Norm norm_at(const std::string& path);
+  Var normalised(Tape& tape, const Var& h, const Norm& norm);
+
   /// Completes what an op gives over the tensor-parallel axis, and hands it a value whose gradient will be complete:
   /// with virtual shards ops do both.
   Var completed(Tape& tape, Var partial);
@@ -133,7 +141,7 @@ class LanguageModel {
   /// One layer of hidden(): h [T, d] of sequences of `seq` tokens.
   Var block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq);
   Var embed(Tape& tape, const Tensor& tokens, LookupSync* lookup = nullptr);
-  Var final_norm(Tape& tape, const Var& h);
+  Var finally_normalised(Tape& tape, const Var& h);
   Tensor whole_logits(Tape& tape, const Var& h);
   HeadShards head_shards() const;
   std::int64_t local_heads() const { return plan_.heads.count(tp_.rank()); }
@@ -143,7 +151,8 @@ class LanguageModel {
   Communicator& tp_;
   Allocator& allocator_;
   ParameterSet parameters_;
-  Var embedding_, head_, final_weight_, final_bias_;  // head_: the embedding, where it is tied
+  Var embedding_, head_;  // head_: the embedding, where it is tied
+  Norm final_norm_;
   Tensor cosine_, sine_;
   std::unique_ptr<Reducer> reducer_;
   ColumnPlan head_columns_, vocab_columns_;

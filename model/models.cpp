@@ -4,13 +4,14 @@
 
 #include "core/errors.h"
 #include "core/nearest.h"
+#include "model/memoryformer.h"
 #include "model/tokenformer.h"
 #include "model/transformer.h"
 
 namespace tforge {
 
 std::span<const ModelKind* const> model_kinds() {
-  static const std::array<const ModelKind*, 2> kinds = {&tokenformer_kind(), &transformer_kind()};
+  static const std::array<const ModelKind*, 3> kinds = {&tokenformer_kind(), &transformer_kind(), &memoryformer_kind()};
   return kinds;
 }
 
@@ -34,7 +35,9 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config, const Shar
     for (ParameterSpec& spec : kind_of(config).block_specs(config, plan, layer)) specs.push_back(std::move(spec));
   }
   specs.push_back({"final_norm.weight", Shape{config.dim}, Placement::replicated, {}, Decay::no});
-  specs.push_back({"final_norm.bias", Shape{config.dim}, Placement::replicated, {}, Decay::no});
+  if (config.stream_norm == StreamNorm::layernorm) {
+    specs.push_back({"final_norm.bias", Shape{config.dim}, Placement::replicated, {}, Decay::no});
+  }
   if (config.head == Head::untied) {
     specs.push_back({"head", Shape{config.vocab, config.dim}, Placement::sharded, plan.vocab, Decay::yes});
     if (plan.shards) specs.back().shards = plan.shards->vocab;

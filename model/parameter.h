@@ -19,6 +19,10 @@ enum class Placement : std::uint8_t { sharded, replicated };
 /// Whether decoupled weight decay applies.
 enum class Decay : std::uint8_t { yes, no };
 
+/// Whether every row takes part in every pass, or those that the text hits: rows of tables, which train.idle_rows is
+/// about.
+enum class RowsUsed : std::uint8_t { all, some };
+
 /// Rows [first, first + rows) of those that a rank holds of a parameter.
 struct RowRange {
   std::int64_t first = 0;
@@ -33,7 +37,8 @@ struct ParameterSpec {
   ShardBorders borders;  // rows of each tensor-parallel rank; unused when replicated
   Decay decay = Decay::yes;
   Bucketing bucketing = Bucketing::shared;
-  ShardBorders shards = {};              // the virtual shards that the borders follow, if they do
+  ShardBorders shards = {};  // the virtual shards that the borders follow, if they do
+  RowsUsed rows_used = RowsUsed::all;
   std::optional<std::size_t> axis = {};  // of its model's kind, if its rows are those of one (ShardAxis)
 };
 

@@ -16,7 +16,8 @@ namespace tforge {
 struct ShardAxis {
   std::string key;  // of the configuration, "model.tokens.ffn"
   std::int64_t extent = 0;
-  std::string parameter;  // one in block 0 whose rows these are
+  std::string parameter;  // one in block 0 whose rows these are,
+  std::int64_t rows = 1;  // so many a unit of the extent
 };
 
 /// What the ranks of tp hold when nothing may depend on how many they are: whole virtual shards, cut by the shapes

@@ -58,14 +58,21 @@ ModelConfig config_of(const PublishedFile& file) {
         .config.model;
   }
   ModelConfig config;
-  config.kind = "tokenformer";
   config.layers = file.layers;
   config.dim = file.dim;
   config.heads = file.heads;
   config.vocab = file.vocab;
   config.max_seq = file.seq;
-  config.tokens = {file.qkv_tokens, file.qkv_tokens, file.qkv_tokens, file.proj_tokens, file.ffn_tokens};
-  config.norm = file.norm;
+  if (file.kind == PublishedKind::memoryformer) {
+    config.kind = "memoryformer";
+    config.hash_bits = {file.hash_bits, file.hash_bits, file.hash_bits + file.extra_bits};
+    config.hash_weight = file.hash_weight;
+    config.stream_norm = file.stream_norm == PublishedNorm::rmsnorm ? StreamNorm::rmsnorm : StreamNorm::layernorm;
+    config.head = Head::untied;
+  } else {
+    config.tokens = {file.qkv_tokens, file.qkv_tokens, file.qkv_tokens, file.proj_tokens, file.ffn_tokens};
+    config.norm = file.norm;
+  }
   config.rotary_fraction = file.rotary_fraction;
   config.rotary_base = file.rotary_base;
   config.layernorm_eps = file.layernorm_eps;

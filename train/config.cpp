@@ -206,7 +206,7 @@ void refuse_keys_of_other_kinds(const LoadedConfig& loaded) {
     if (given == loaded.given.end() || field.belongs_to(loaded.config)) continue;
     throw ConfigError(
         "{}: {} is a key of model.kind = \"{}\", and model.kind is \"{}\"; remove the one or change the other",
-        given->second, field.key, field.model_kind, loaded.config.model.kind);
+        given->second, field.key, fmt::join(field.model_kinds, "\" or \""), loaded.config.model.kind);
   }
 }
 

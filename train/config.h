@@ -23,6 +23,9 @@ enum class OldMoments : std::uint8_t { keep, reset };
 /// How the rows that were there before a growth are updated after it: like new ones; not at all (no update, decay,
 /// age or share in the clip norm); with a learning rate of their own.
 enum class OldRows : std::uint8_t { train, freeze, rate };
+/// What AdamW does with rows of tables that no token of an update hit, whose gradient is 0: what it does with all rows
+/// (they decay, and move by what is left of their first moment), or nothing.
+enum class IdleRows : std::uint8_t { update, skip };
 /// Which tensor-parallel rank owns which parameter tokens (parallel/shard.h).
 enum class TokenShards : std::uint8_t { even, append };
 
@@ -58,6 +61,7 @@ struct TrainConfig {
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;
+  IdleRows idle_rows = IdleRows::update;  // of a memoryformer's tables
   double clip = 1.0;
   std::int64_t eval_every = 100;
   std::int64_t eval_tokens = 65536;

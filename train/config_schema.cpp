@@ -102,11 +102,14 @@ Field flag(std::string key, Member member, std::string doc) {
   return f;
 }
 
-/// A key that models of one kind alone have.
-Field only_of(std::string model_kind, Field field) {
-  field.doc += fmt::format(" ({})", model_kind);
-  field.model_kind = std::move(model_kind);
+/// A key that models of some kinds alone have.
+Field only_of(const std::vector<std::string>& model_kinds, Field field) {
+  field.doc += fmt::format(" ({})", fmt::join(model_kinds, ", "));
+  field.model_kinds = model_kinds;
   return field;
+}
+Field only_of(const char* model_kind, Field field) {
+  return only_of(std::vector<std::string>{model_kind}, std::move(field));
 }
 
 std::string kind_names() {
@@ -125,6 +128,15 @@ Field token_count(TokenGroup group) {
       fmt::format("parameter tokens of the {} layer of each block", name_of(group)));
 }
 
+const char* memory_layers(MemoryGroup group) {
+  switch (group) {
+    case MemoryGroup::attention: return "q, k and v";
+    case MemoryGroup::ffn_in: return "first of the Memory Block";
+    case MemoryGroup::ffn_out: return "second of the Memory Block";
+  }
+  return "?";
+}
+
 std::vector<Field> make_fields() {
   const auto norms = {std::string(name_of(PattentionNorm::l2_norm_gelu)),
                       std::string(name_of(PattentionNorm::gelu_l2_norm)),
@@ -139,13 +151,43 @@ std::vector<Field> make_fields() {
   f.push_back(only_of("tokenformer", choice("model.norm", MEMBER(model.norm), norms, "normalisation of Pattention")));
   f.push_back(only_of("transformer", integer("model.ffn_dim", MEMBER(model.ffn_dim), at_least(0),
                                              "neurons of the MLP; 0: 4 * model.dim")));
-  f.push_back(only_of("transformer", flag("model.tied", MEMBER(model.head), "the head's weights are the embedding's")));
-  f.push_back(only_of("transformer", flag("model.bias", MEMBER(model.biases), "the projections have biases")));
+  f.push_back(only_of({"transformer", "memoryformer"},
+                      flag("model.tied", MEMBER(model.head), "the head's weights are the embedding's")));
+  f.push_back(only_of({"transformer", "memoryformer"},
+                      flag("model.bias", MEMBER(model.biases), "the projections have biases")));
+  f.push_back(only_of("memoryformer", choice("model.hash_weight", MEMBER(model.hash_weight), {"p", "l1_times_p"},
+                                             "weight of a table's row: of the paper; of its public code")));
+  f.push_back(only_of("memoryformer", real("model.temperature", MEMBER(model.temperature), positive(),
+                                           "temperature of the weight \"p\"")));
+  f.push_back(only_of("memoryformer", integer("model.memory_width", MEMBER(model.memory_width), at_least(0),
+                                              "width between the two layers of the Memory Block; 0: "
+                                              "model.hash_bits.ffn_out for each chunk of model.dim")));
+  f.push_back(only_of("memoryformer", integer("model.table_seed", MEMBER(model.table_seed), at_least(0),
+                                              "seed of the permutations of coordinates that added tables look at")));
+  f.push_back(only_of("memoryformer", choice("model.stream_norm", MEMBER(model.stream_norm), {"layernorm", "rmsnorm"},
+                                             "norm of the residual stream")));
+  f.push_back(only_of("memoryformer", real("model.rmsnorm_eps", MEMBER(model.rmsnorm_eps), positive(),
+                                           "epsilon of RMSNorm, added to the root")));
   f.push_back(real("model.rotary_fraction", MEMBER(model.rotary_fraction), fraction(),
                    "share of each head's dimensions that rotary embedding turns"));
   f.push_back(real("model.rotary_base", MEMBER(model.rotary_base), positive(), "base of the rotary frequencies"));
   f.push_back(real("model.layernorm_eps", MEMBER(model.layernorm_eps), positive(), "epsilon of LayerNorm"));
   for (const TokenGroup group : kTokenGroups) f.push_back(only_of("tokenformer", token_count(group)));
+  const auto by_memory_group = [&](const char* key, auto member, const Check& check, const char* doc) {
+    for (const MemoryGroup group : kMemoryGroups) {
+      f.push_back(only_of("memoryformer", integer(
+                                              fmt::format("model.{}.{}", key, name_of(group)),
+                                              [ member, i = static_cast<std::size_t>(group) ](auto& c) -> auto& {
+                                                return (c.model.*member)[i];
+                                              },
+                                              check, fmt::format("{}: {}", doc, memory_layers(group)))));
+    }
+  };
+  by_memory_group("hash_bits", &ModelConfig::hash_bits, between(1, 16), "bits of a hash, whose table has 2^bits rows");
+  by_memory_group("tables", &ModelConfig::tables, at_least(0), "tables; 0: one a chunk of the coordinates");
+  by_memory_group("chunk_bits", &ModelConfig::chunk_bits, between(0, 16),
+                  "bits of a table at birth, the coordinates of a chunk; 0: all bits");
+  by_memory_group("weight_bits", &ModelConfig::weight_bits, between(0, 16), "bits that the weight looks at; 0: all");
 
   f.push_back(text("data.path", MEMBER(data.path), Text::required, "token dataset written by tf_prepare"));
 
@@ -172,6 +214,10 @@ std::vector<Field> make_fields() {
   f.push_back(real("train.eps", MEMBER(train.eps), positive(), "AdamW: epsilon"));
   f.push_back(real("train.weight_decay", MEMBER(train.weight_decay), not_negative(),
                    "AdamW: decoupled decay, of all but norms and biases"));
+  f.push_back(
+      only_of("memoryformer", choice("train.idle_rows", MEMBER(train.idle_rows), {"update", "skip"},
+                                     "AdamW: rows of tables that no token of an update hit are updated like the "
+                                     "others, or left as they are, moments and decay included")));
   f.push_back(real("train.clip", MEMBER(train.clip), not_negative(), "bound of the global gradient norm; 0: none"));
   f.push_back(integer("train.eval_every", MEMBER(train.eval_every), at_least(0),
                       "updates between evaluations on the validation split; 0: none"));

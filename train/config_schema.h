@@ -1,5 +1,6 @@
 #pragma once
 // The table of configuration keys, and the type of its rows.
+#include <algorithm>
 #include <functional>
 #include <span>
 #include <string>
@@ -25,9 +26,11 @@ struct Field {
   std::function<bool(const FieldValue&)> in_range;  // may be empty
   std::function<FieldValue(const RunConfig&)> get;
   std::function<void(RunConfig&, const FieldValue&)> set;
-  std::string model_kind = {};  // the only kind of model that has the key; "": every kind
+  std::vector<std::string> model_kinds = {};  // those that have the key; empty: all
 
-  bool belongs_to(const RunConfig& config) const { return model_kind.empty() || model_kind == config.model.kind; }
+  bool belongs_to(const RunConfig& config) const {
+    return model_kinds.empty() || std::ranges::find(model_kinds, config.model.kind) != model_kinds.end();
+  }
 };
 
 std::span<const Field> config_fields();

@@ -79,21 +79,23 @@ void grow_moments(const CheckpointReader& reader, const Growth& growth, const Pa
     state.segments = {{0, 0, stage}};
     return;
   }
-  const std::int64_t kept = std::clamp<std::int64_t>(old_rows - p.first_row, 0, p.rows);
+  const std::int64_t copies = growth.rows_of_one(p.spec), now_rows = old_rows * copies;
+  const std::int64_t kept = std::clamp<std::int64_t>(now_rows - p.first_row, 0, p.rows);
   for (const Moment moment : {Moment::first, Moment::second}) {
     const std::string path = "optim/" + p.path() + (moment == Moment::first ? "/m" : "/v");
     const Shape& stored_shape = reader.tensor(path).shape;
     const bool vector = stored_shape.rank() == 1;
     if (kept == 0) continue;
-    Tensor old = Tensor::empty(allocator, vector ? stored_shape : Shape{kept, stored_shape.columns()}, state.m.dtype(),
-                               Purpose::moments);
-    reader.read_rows(path, vector ? 0 : p.first_row, vector ? 1 : kept, old.dtype(), old.view().data);
+    Tensor old = Tensor::empty(allocator, vector ? stored_shape : Shape{kept / copies, stored_shape.columns()},
+                               state.m.dtype(), Purpose::moments);
+    reader.read_rows(path, vector ? 0 : p.first_row / copies, vector ? 1 : kept / copies, old.dtype(), old.view().data);
     Tensor& now = moment == Moment::first ? state.m : state.v;
     growth.fill_moment(moment, p.spec, as_matrix(static_cast<const Tensor&>(old).view()), p.first_row,
                        as_matrix(now.view()).row_range(0, kept));
   }
   state.segments = stored_ages(reader, p.path(), old_rows);
-  if (p.spec.shape[0] > old_rows) state.segments.push_back({old_rows, 0, stage});
+  for (AgeSegment& segment : state.segments) segment.first_row *= copies;
+  if (p.spec.shape[0] > now_rows) state.segments.push_back({now_rows, 0, stage});
 }
 
 /// Throws UsageError, naming the block that changed most, when an exact growth was none.
@@ -208,10 +210,13 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   CheckpointContents contents = contents_of(*grown, optimizer, state, info, mesh);
   // The parent's shards: with parallel.token_shards = "append" its ranks keep their rows when training goes on.
   const std::vector<ShardBorders> old_borders = stored_borders(reader);
+  const std::vector<ShardAxis> axes = kind_of(config.model).axes(config.model);
   for (const Parameter& p : grown->parameters().all()) {
     if (!p.spec.axis) continue;
+    std::vector<std::int64_t> rows = old_borders[*p.spec.axis].borders;
+    for (std::int64_t& row : rows) row *= axes[*p.spec.axis].rows;
     for (CheckpointTensor& tensor : contents.tensors) {
-      if (tensor.path == "model/" + p.path()) tensor.attributes["shard_borders"] = old_borders[*p.spec.axis].borders;
+      if (tensor.path == "model/" + p.path()) tensor.attributes["shard_borders"] = rows;
     }
   }
   save_checkpoint(world, request.output, contents);

@@ -167,6 +167,9 @@ void AdamW::update(Stream& stream, const TrainConfig& config, std::int64_t stage
                           step.bias1 = 1 - std::pow(config.beta1, age);
                           step.bias2 = 1 - std::pow(config.beta2, age);
                           step.grad_scale = grad_scale;
+                          if (p.spec.rows_used == RowsUsed::some && config.idle_rows == IdleRows::skip) {
+                            step.idle_rows = kernels::IdleRows::skip;
+                          }
                           Tensor value = p.value().rows(s.owned.first + span.first, span.rows);
                           const Tensor gradient = p.gradient.rows(s.owned.first + span.first, span.rows);
                           Tensor m = s.m.rows(span.first, span.rows), v = s.v.rows(span.first, span.rows);

@@ -184,9 +184,11 @@ std::vector<ShardBorders> stored_borders(const CheckpointReader& reader) {
     const CheckpointReader::Tensor& tensor = reader.tensor("model/" + axis.parameter);
     ShardBorders& b = borders.emplace_back();
     b.borders = attribute_of<std::vector<std::int64_t>>(reader, tensor, "shard_borders");
-    const bool valid = b.borders.size() >= 2 && b.borders.front() == 0 && std::ranges::is_sorted(b.borders) &&
+    const bool whole = std::ranges::all_of(b.borders, [&](std::int64_t border) { return border % axis.rows == 0; });
+    const bool valid = whole && b.borders.size() >= 2 && b.borders.front() == 0 && std::ranges::is_sorted(b.borders) &&
                        b.borders.back() <= tensor.shape[0];
     if (!valid) throw CheckpointError("{}: {} has shard borders that do not fit it", reader.path(), tensor.path);
+    for (std::int64_t& border : b.borders) border /= axis.rows;
   }
   return borders;
 }

@@ -20,9 +20,12 @@ namespace {
 /// Of the parameters that follow an axis of the plan, as stored before.
 std::int64_t moved_bytes(const CheckpointReader& reader, const LanguageModel& model) {
   const std::vector<ShardBorders> old = stored_borders(reader);
+  const std::vector<ShardAxis> axes = kind_of(model.config()).axes(model.config());
   std::int64_t elements = 0;
   for (const Parameter& p : model.parameters().all()) {
-    if (p.spec.axis) elements += ShardBorders::moved_rows(old[*p.spec.axis], p.spec.borders) * p.columns();
+    if (!p.spec.axis) continue;
+    const std::size_t a = *p.spec.axis;
+    elements += ShardBorders::moved_rows(old[a], model.plan().units[a]) * axes[a].rows * p.columns();
   }
   return elements * static_cast<std::int64_t>(size_of(model.dtype()));
 }

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "core/errors.h"
+#include "kernels/elementwise.h"
 
 namespace tforge {
 
@@ -28,7 +29,7 @@ struct MemoryLayerNode final : Node {
   struct Layer {
     Tensor tables;
     RowShards shards;
-    Grad dtables;
+    Grad dtables, dbias;
   };
 
   MemoryLayerNode(Tape& tape, const Var& input, const MemoryHashing& hash_, std::span<const MemoryTables> group,
@@ -41,7 +42,7 @@ struct MemoryLayerNode final : Node {
         dx(use(input)),
         count(group.size()) {
     for (std::size_t g = 0; g < count; ++g)
-      layers[g] = {group[g].tables.value(), group[g].shards, use(group[g].tables)};
+      layers[g] = {group[g].tables.value(), group[g].shards, use(group[g].tables), use(group[g].bias)};
   }
 
   void backward(Tape& tape) override {
@@ -56,6 +57,10 @@ struct MemoryLayerNode final : Node {
       const std::int64_t columns = l.tables.shape().columns();
       const GradTarget to = l.dtables ? l.dtables.target(tape) : GradTarget{{}, GradMode::overwrite};
       group[g] = {view(l.tables), gradient.column_range(column, columns), to.mode, to.view};
+      if (l.dbias) {
+        const GradTarget to_bias = l.dbias.target(tape);
+        kernels::column_sums(stream, group[g].dy, to_bias.mode, to_bias.view);
+      }
       column += columns;
     }
     Tensor dweights;
@@ -100,7 +105,7 @@ struct MemoryLayerNode final : Node {
 }  // namespace
 
 Var memory_layer(Tape& tape, const Var& x, const MemoryHashing& hash, std::span<const MemoryTables> layers,
-                 Reducer& reducer) {
+                 Reducer& reducer, BiasShare share) {
   if (layers.empty() || layers.size() > kMaxMemoryGroup) {
     throw ShapeError("memory_layer: {} layers in a group, want 1 to {}", layers.size(), kMaxMemoryGroup);
   }
@@ -144,6 +149,14 @@ Var memory_layer(Tape& tape, const Var& x, const MemoryHashing& hash, std::span<
     Tensor y = tape.empty(Shape{rows, columns}, x.dtype());
     reducer.sum(stream, ys.view(), y.view());
     ys = std::move(y);
+  }
+  if (reducer.by_shard() || share == BiasShare::added_here) {
+    std::int64_t column = 0;
+    for (const MemoryTables& l : layers) {
+      const std::int64_t width = l.tables.shape().columns();
+      if (l.bias) kernels::add_row(stream, l.bias.view(), ys.view().column_range(column, width));
+      column += width;
+    }
   }
   return tape.output(std::move(ys), node);
 }

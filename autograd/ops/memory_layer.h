@@ -16,6 +16,7 @@ namespace tforge {
 /// The tables of one layer that are held here.
 struct MemoryTables {
   Var tables;             // [K 2^bits, d_out]
+  Var bias;               // [d_out], or empty
   RowShards shards = {};  // of whole tables
 };
 
@@ -29,14 +30,18 @@ struct MemoryHashing {
 
 using kernels::kMaxMemoryGroup;
 
-/// y_g = sum_k w_k(x) tables_g[k 2^bits + code_k(x), :] of each of the G layers (1 to 3), whose tables hash x alike:
-/// x [T, d_in] -> [y_0 | ... | y_{G-1}]. x is hashed once.
+/// Which rank adds the biases to a result that is PARTIAL over tables: they are replicated.
+enum class BiasShare : std::uint8_t { added_here, added_elsewhere };
+
+/// y_g = sum_k w_k(x) tables_g[k 2^bits + code_k(x), :] [+ bias_g] of each of the G layers (1 to 3), whose tables hash
+/// x alike: x [T, d_in] -> [y_0 | ... | y_{G-1}]. x is hashed once.
 ///
 /// Over tables: tables sharded by rows, whole tables a rank, x replicated. The result is PARTIAL; backward needs the
 /// whole gradient on every rank and gives a PARTIAL dx. With a reducer by_shard() both are complete; the layers have
-/// the same shards.
+/// the same shards. Each rank computes the whole gradient of the biases; one of them adds them (`share`; with a reducer
+/// by_shard() they are added to the sum, whatever `share` says).
 /// Saves x, and codes and weights [T, K] as they are. Throws ShapeError, DTypeError.
 Var memory_layer(Tape& tape, const Var& x, const MemoryHashing& hash, std::span<const MemoryTables> layers,
-                 Reducer& reducer);
+                 Reducer& reducer, BiasShare share = BiasShare::added_here);
 
 }  // namespace tforge

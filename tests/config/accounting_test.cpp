@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 namespace tforge {
 namespace {
 
@@ -36,6 +38,37 @@ TEST(Accounting, PublishedOperations) {
   const ModelConfig c = tokenformer(576, 2304);
   const double n = 2.0 * 12 * 768 * (4 * 576 + 2304);
   EXPECT_EQ(published_flops_per_token(c, 1024), 2 * n + 36864.0 * 1024);
+}
+
+ModelConfig memoryformer(std::int64_t layers, std::int64_t dim) {
+  ModelConfig c;
+  c.kind = "memoryformer";
+  c.layers = layers;
+  c.dim = dim;
+  c.heads = dim / 64;
+  c.vocab = 50304;
+  c.head = Head::untied;
+  return c;
+}
+
+TEST(Accounting, PublishedTables) {
+  // MemoryFormer (arXiv 2411.12992): tiny, small and base at 8 bits, two more in the Memory Block. The paper gives the
+  // sizes of the layers; the sums are 0.415, 1.87 and 6.64 billion.
+  for (const auto& [layers, dim, want] :
+       {std::tuple{6, 512, "0.415"}, std::tuple{12, 768, "1.869"}, std::tuple{24, 1024, "6.644"}}) {
+    const ModelConfig c = memoryformer(layers, dim);
+    const ModelPart inner = sum_of(model_parts(c, 2048), Ends::left_out);
+    const std::int64_t rest = layers * (3 * dim + dim + 4 * dim + 3 * (dim / 8 * 10)) + 2 * dim;  // biases and norms
+    EXPECT_EQ(fmt::format("{:.3f}", static_cast<double>(inner.parameters - rest) / 1e9), want);
+  }
+  // Figure 1: 19 % of the dense block's multiply-adds at s = d = 2048, attention not halved for causality.
+  const ModelConfig c = memoryformer(1, 2048);
+  double block = 0;
+  for (const ModelPart& part : kind_of(c).block_parts(c)) block += part.multiply_adds;
+  const double d = 2048, attention = 2 * d * d;
+  EXPECT_EQ(fmt::format("{:.2f}", (block + attention) / (12 * d * d + attention)), "0.19");
+  EXPECT_EQ(block, 5.25 * d / 8 * d);
+  EXPECT_EQ(published_block_multiply_adds(c, 2048), 6 * d / 8 * d + attention);
 }
 
 TEST(Accounting, PartsAddUp) {

@@ -61,7 +61,7 @@ class Configuration(JobTest):
         self.file_fails("bad.toml:4:7: model.dim is a string, want an integer", "dim = 32", 'dim = "32"')
         self.file_fails("bad.toml:18:6: train.lr is a boolean, want a number", "lr = 3e-3", "lr = true")
         self.file_fails("bad.toml:18:6: train.lr = -0.003: want more than 0", "lr = 3e-3", "lr = -3e-3")
-        self.file_fails('bad.toml:2:8: model.kind = "tokenfomer": there is "tokenformer", "transformer"; did you mean `tokenformer`?', "tokenformer", "tokenfomer")
+        self.file_fails('bad.toml:2:8: model.kind = "tokenfomer": there is "tokenformer", "transformer", "memoryformer"; did you mean `tokenformer`?', "tokenformer", "tokenfomer")
         self.file_fails("bad.toml:5:7: #cannot redefine existing integer 'dim'", "dim = 32", "dim = 32\ndim = 33")
         self.file_fails("bad.toml:4:7: #expected value#", "dim = 32", "dim = ")
         self.file_fails("bad.toml: data.path is missing: token dataset written by tf_prepare", 'path = "data.h5"', "")

@@ -104,7 +104,7 @@ class Transformer(JobTest):
 
         fails('--set model.tokens.ffn: model.tokens.ffn is a key of model.kind = "tokenformer", and model.kind is '
               '"transformer"; remove the one or change the other', "model.tokens.ffn=48")
-        fails('--set model.kind: model.kind = "transfomer": there is "tokenformer", "transformer"; did you mean `transformer`?',
+        fails('--set model.kind: model.kind = "transfomer": there is "tokenformer", "transformer", "memoryformer"; did you mean `transformer`?',
               "model.kind=transfomer")
         fails("--set model.bias=3: model.bias is an integer, want true or false", "model.bias=3")
         fails("--set model.ffn_dim=-1: model.ffn_dim = -1: want at least 0", "model.ffn_dim=-1")

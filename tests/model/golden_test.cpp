@@ -2,10 +2,14 @@
 // at hand.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 
+#include "autograd/ops/memory_layer.h"
 #include "checkpoint/published_file.h"
 #include "core/errors.h"
+#include "model/memoryformer.h"
 #include "support/mpi_world.h"
 #include "train/compare.h"
 
@@ -44,12 +48,82 @@ TEST(GoldenTransformer, FromPyTorch) {
 INSTANTIATE_TEST_SUITE_P(Norms, Golden, ::testing::Values("l2_norm_gelu", "gelu_l2_norm", "softmax"),
                          [](const auto& test) { return test.param; });
 
+std::string memoryformer_file(const std::string& norm) {
+  return std::string(TFORGE_GOLDEN_DIR) + "/memoryformer_" + norm + ".h5";
+}
+
+class MemoryFormerGolden : public ::testing::TestWithParam<std::string> {};
+
+// In f64 alone: in f32 a sum in another order may flip a bit of a hash.
+TEST_P(MemoryFormerGolden, WholeModel) {
+  Communicator& world = test_world();
+  for (int dp = 1; dp <= world.size(); ++dp) {
+    if (world.size() % dp != 0) continue;
+    Mesh mesh = Mesh::create(world, dp, world.size() / dp);
+    const std::vector<TensorError> errors = compare_with_published(memoryformer_file(GetParam()), DType::f64, mesh);
+    const std::size_t norms = GetParam() == "rmsnorm" ? 1 : 2;  // tensors of one
+    EXPECT_EQ(errors.size(), 2U + 1 + 1 + 2 + norms + 2 * (2 * norms + 2 + 2 * 5));
+    for (const TensorError& e : errors) {
+      EXPECT_LT(e.error, 1e-6) << e.name << " at " << dp << "x" << world.size() / dp;
+    }
+  }
+}
+
+TEST_P(MemoryFormerGolden, OneLayer) {
+  const PublishedFile file(memoryformer_file(GetParam()));
+  constexpr std::int64_t kRows = 11, kIn = 32, kOut = 20, kBits = 4, kTables = 8;
+  Allocator allocator;
+  Stream stream;
+  const auto tensor = [&](const char* name, const Shape& shape) {
+    const std::vector<double> values = file.tensor(std::string("layer/") + name, shape.elements());
+    return Tensor::of(allocator, shape, std::span<const double>(values), Purpose::activations);
+  };
+  ModelConfig config;
+  config.dim = kIn;
+  config.hash_bits = {kBits, kBits, kBits};
+  const std::vector<std::int32_t> coordinates = memory_coordinates(config, MemoryGroup::attention, 0, kTables);
+  const MemoryHashing hash{
+      file.hash_weight, 1.0, kBits,
+      Tensor::of(allocator, Shape{kBits, kTables}, std::span<const std::int32_t>(coordinates), Purpose::weights)};
+  Tensor dtables = Tensor::zeros(allocator, Shape{kTables << kBits, kOut}, DType::f64, Purpose::gradients);
+  Tensor dbias = Tensor::zeros(allocator, Shape{kOut}, DType::f64, Purpose::gradients);
+  const MemoryTables layer{Var::parameter(tensor("tables", dtables.shape()), dtables, nullptr, 0),
+                           Var::parameter(tensor("bias", dbias.shape()), dbias, nullptr, 1)};
+  Tape tape(allocator, stream, TapeMode::training);
+  const Var x = tape.leaf(tensor("x", Shape{kRows, kIn}));
+  Grad dx = x.grad();
+  const Var y = memory_layer(tape, x, hash, {&layer, 1}, identity_reducer());
+  const auto expect_near = [&](const char* name, const Tensor& ours) {
+    const std::vector<double> theirs = file.tensor(std::string("layer/") + name, ours.elements());
+    double largest = 0, difference = 0;
+    for (std::size_t i = 0; i < theirs.size(); ++i) {
+      largest = std::max(largest, std::abs(theirs[i]));
+      difference = std::max(difference, std::abs(theirs[i] - ours.span<double>()[i]));
+    }
+    EXPECT_GT(largest, 1e-3) << name;
+    EXPECT_LT(difference, 1e-6 * largest) << name;
+  };
+  expect_near("y", y.value());
+  tape.backward(y, tensor("dy", Shape{kRows, kOut}));
+  expect_near("dx", dx.share());
+  expect_near("dtables", dtables);
+  expect_near("dbias", dbias);
+}
+
+INSTANTIATE_TEST_SUITE_P(Norms, MemoryFormerGolden, ::testing::Values("layernorm", "rmsnorm"),
+                         [](const auto& test) { return test.param; });
+
 TEST(PublishedFile, NamesOfAllParameters) {
   EXPECT_EQ(published_name("embedding", 12), "sequential.0.word_embeddings.weight");
   EXPECT_EQ(published_name("layers.0.attention.query.keys", 12), "sequential.2.attention.query.key_param_tokens");
   EXPECT_EQ(published_name("layers.11.ffn.values", 12), "sequential.13.mlp.value_param_tokens");
   EXPECT_EQ(published_name("final_norm.bias", 12), "sequential.15.norm.bias");
   EXPECT_THROW(published_name("layers.x.ffn.keys", 12), InternalError);
+  EXPECT_EQ(published_memory_name("layers.1.attention.query.tables", PublishedNorm::rmsnorm), "block.1.q.tables");
+  EXPECT_EQ(published_memory_name("layers.1.ffn.norm.weight", PublishedNorm::rmsnorm), "block.1.norm2.scale");
+  EXPECT_EQ(published_memory_name("layers.1.ffn.inner_norm.weight", PublishedNorm::rmsnorm), "block.1.inner.weight");
+  EXPECT_EQ(published_memory_name("final_norm.weight", PublishedNorm::layernorm), "final_norm.weight");
+  EXPECT_THROW(published_memory_name("layers.1.proj.weight", PublishedNorm::layernorm), InternalError);
 }
 
 TEST(PublishedFile, RefusesAnotherFile) {

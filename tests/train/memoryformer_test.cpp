@@ -1,0 +1,398 @@
+// The MemoryFormer on every layout of the ranks: one function, one run, what it sends and what it keeps; and what a
+// table's rows see of AdamW.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <set>
+
+#include "core/errors.h"
+#include "model/activation_memory.h"
+#include "model/generator.h"
+#include "model/memoryformer.h"
+#include "support/tiny_run.h"
+#include "train/communication_model.h"
+
+namespace tforge::test {
+namespace {
+
+/// Eight tables for q, k and v and for the first layer of the Memory Block, nine for its second: most cannot be split
+/// evenly over 2, 3 or 4 ranks.
+RunConfig memoryformer(const Lab& lab, DType dtype) {
+  RunConfig c = lab.config(dtype);
+  c.model.kind = "memoryformer";
+  c.model.hash_bits = {4, 4, 5};
+  c.model.memory_width = 45;
+  c.model.hash_weight = HashWeight::l1_times_p;
+  return c;
+}
+
+void expect_close_content(const std::string& a, const std::string& b, double bound) {
+  const CheckpointReader x = CheckpointReader::open(a), y = CheckpointReader::open(b);
+  for (const CheckpointReader::Tensor& t : x.tensors()) {
+    if (!t.path.starts_with("model/")) continue;
+    const auto count = static_cast<std::size_t>(t.shape.elements());
+    std::vector<double> p(count), q(count);
+    x.read_rows(t.path, 0, t.shape.rows(), DType::f64, p.data());
+    y.read_rows(t.path, 0, t.shape.rows(), DType::f64, q.data());
+    for (std::size_t i = 0; i < count; ++i) ASSERT_NEAR(p[i], q[i], bound) << t.path << " element " << i;
+  }
+}
+
+TEST(MemoryFormer, Learns50StepsAlikeOnEveryLayoutInF64) {
+  const Lab lab;
+  for (const HashWeight weight : {HashWeight::p, HashWeight::l1_times_p}) {
+    RunConfig config = memoryformer(lab, DType::f64);
+    config.model.hash_weight = weight;
+    const bool paper = weight == HashWeight::p;
+    config.model.head = paper ? Head::tied : Head::untied;
+    config.model.biases = paper ? Biases::none : Biases::all;
+    config.model.stream_norm = paper ? StreamNorm::layernorm : StreamNorm::rmsnorm;
+    config.train.idle_rows = paper ? IdleRows::update : IdleRows::skip;
+    const int steps = paper ? 15 : 50;
+    train_and_save(lab, config, steps, lab.path("alone.h5"));
+    for (const auto& layout : layouts()) {
+      config.parallel.zero = layout.first > 1 && paper ? 1 : 0;
+      TinyRun run(config, lab, mesh_of(layout));
+      const double first = run.trainer.step().loss;
+      const double last = train(run.trainer, steps - 1).back().loss;
+      EXPECT_LT(last, first - 0.1) << text_of(layout);
+      run.trainer.save(test_world(), lab.path("layout.h5"), Retention::rolling);
+      expect_close_content(lab.path("layout.h5"), lab.path("alone.h5"), 1e-8);
+    }
+  }
+}
+
+/// What each block gives for some text, [T, d] each.
+std::vector<std::vector<double>> blocks_of(TinyRun& run, const Lab& lab) {
+  std::vector<std::int32_t> text(64);
+  lab.dataset().split(Split::test).copy(0, text.size(), text.data());
+  Tape tape(run.allocator, run.stream, TapeMode::inference);
+  std::vector<Tensor> blocks;
+  run.trainer.model().logits(tape, Tensor::of<std::int32_t>(run.allocator, Shape{64}, text, Purpose::activations), 2,
+                             &blocks);
+  std::vector<std::vector<double>> values;
+  for (const Tensor& block : blocks) values.push_back(values_of(block));
+  return values;
+}
+
+// A sum in another order may flip a sign, and y jumps there: in f32 only the first step is promised.
+TEST(MemoryFormer, FirstStepInF32AndTheShareOfFlippedBits) {
+  const Lab lab;
+  const RunConfig config = memoryformer(lab, DType::f32);
+  TinyRun one(config, lab, alone());
+  const std::vector<std::vector<double>> want = blocks_of(one, lab);
+  const double loss = one.trainer.step().loss;
+  for (const auto& layout : layouts()) {
+    TinyRun run(config, lab, mesh_of(layout));
+    const std::vector<std::vector<double>> got = blocks_of(run, lab);
+    const auto d = static_cast<std::size_t>(config.model.dim);
+    std::size_t flipped = 0, bits = 0;
+    for (std::size_t b = 0; b < got.size();
+         ++b) {  // the norm behind a block, and so the next hash, looks at these signs
+      for (std::size_t row = 0; row < got[b].size(); row += d) {
+        const auto sign = [&](const std::vector<double>& values, std::size_t i) {
+          const auto first = values.begin() + static_cast<std::ptrdiff_t>(row);
+          return values[row + i] >= std::accumulate(first, first + static_cast<std::ptrdiff_t>(d), 0.0) / double(d);
+        };
+        for (std::size_t i = 0; i < d; ++i, ++bits) flipped += sign(got[b], i) != sign(want[b], i) ? 1 : 0;
+      }
+    }
+    const double change = relative(run.trainer.step().loss, loss);
+    if (test_world().rank() == 0) {
+      std::printf("memoryformer f32 %s: %zu of %zu bits flipped (%.2g), first loss off by %.2g\n",
+                  text_of(layout).c_str(), flipped, bits, static_cast<double>(flipped) / static_cast<double>(bits),
+                  change);
+    }
+    EXPECT_LT(change, 1e-4) << text_of(layout);
+    EXPECT_LT(flipped, bits / 100);
+  }
+}
+
+TEST(MemoryFormer, ResumesBitEqual) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    RunConfig config = memoryformer(lab, DType::f32);
+    config.model.stream_norm = StreamNorm::rmsnorm;
+    config.train.idle_rows = IdleRows::skip;
+    config.parallel.zero = layout.first > 1 ? 1 : 0;
+    TinyRun whole(config, lab, mesh_of(layout));
+    train(whole.trainer, 3);
+    whole.trainer.save(test_world(), lab.path("middle.h5"), Retention::rolling);
+    train(whole.trainer, 3);
+    whole.trainer.save(test_world(), lab.path("whole.h5"), Retention::rolling);
+    TinyRun resumed(config, lab, mesh_of(layout), lab.path("middle.h5"));
+    train(resumed.trainer, 3);
+    resumed.trainer.save(test_world(), lab.path("resumed.h5"), Retention::rolling);
+    expect_same_content(lab.path("whole.h5"), lab.path("resumed.h5"));
+  }
+}
+
+TEST(MemoryFormer, LayoutIndependentRunsGiveTheSameBits) {
+  const Lab lab;
+  RunConfig config = memoryformer(lab, DType::f32);
+  config.run.deterministic = Determinism::layout_independent;
+  config.parallel.reduction = Reduction::blocking;
+  train_and_save(lab, config, 3, lab.path("alone.h5"));
+  for (const auto& layout : layouts()) {
+    TinyRun run(config, lab, mesh_of(layout));
+    train(run.trainer, 3);
+    run.trainer.save(test_world(), lab.path("layout.h5"), Retention::rolling);
+    expect_same_content(lab.path("alone.h5"), lab.path("layout.h5"));
+  }
+}
+
+TEST(MemoryFormer, RecomputesTheSameBits) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    RunConfig config = memoryformer(lab, DType::f32);
+    config.train.micro_batch = 2;
+    TinyRun kept(config, lab, mesh_of(layout));
+    const double want = train(kept.trainer, 3).back().loss;
+    for (const Recompute recompute : {Recompute::scores, Recompute::block}) {
+      config.train.saves.recompute = recompute;
+      TinyRun run(config, lab, mesh_of(layout));
+      EXPECT_EQ(train(run.trainer, 3).back().loss, want) << text_of(layout);
+    }
+    config.train.saves = {Recompute::none, SavedDType::bf16};
+    TinyRun rounded(config, lab, mesh_of(layout));
+    EXPECT_LT(relative(train(rounded.trainer, 3).back().loss, want), 1e-2) << text_of(layout);
+  }
+}
+
+TEST(MemoryFormer, SendsWhatTheFormulasSay) {
+  const Lab lab;
+  for (const auto& layout : layouts()) {
+    for (const Determinism mode : {Determinism::same_layout, Determinism::layout_independent}) {
+      RunConfig config = memoryformer(lab, DType::f32);
+      config.run.deterministic = mode;
+      if (mode == Determinism::layout_independent) config.parallel.reduction = Reduction::blocking;
+      else config.train.saves.recompute = Recompute::block;
+      config.train.micro_batch = 2;
+      TinyRun run(config, lab, mesh_of(layout));
+      const Communicator::Traffic before = run.mesh.tp_comm->traffic();
+      run.trainer.step();
+      const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), run.mesh.dp);
+      const std::vector<Exchange> formula =
+          step_exchanges(config, run.trainer.model().plan(), buckets,
+                         {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
+      EXPECT_EQ(volume_of(formula, MeshAxis::tp).bytes,
+                static_cast<std::int64_t>(run.mesh.tp_comm->traffic().bytes - before.bytes))
+          << text_of(layout) << "\n"
+          << communication_text(formula);
+    }
+  }
+}
+
+TEST(MemoryFormer, TakesTheMemoryOfTheFormula) {
+  const Lab lab;
+  for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+    for (const SavedDType dtype : {SavedDType::same, SavedDType::bf16}) {
+      RunConfig config = memoryformer(lab, DType::f32);
+      config.model.layers = 4;
+      config.model.dim = 96;
+      config.model.memory_width = 0;
+      config.model.max_seq = 64;
+      config.train.batch = 4;
+      config.train.saves = {recompute, dtype};
+      TinyRun run(config, lab, mesh_of({1, test_world().size()}));
+      train(run.trainer, 1);
+      const MemoryReport& report = run.allocator.report();
+      std::size_t fixed = 0;
+      for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
+        fixed += report.peak[static_cast<std::size_t>(p)];
+      }
+      const auto peak = static_cast<double>(report.total_peak - fixed);
+      const auto estimate = static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(),
+                                                                 run.mesh.tp_index, config.train.dtype,
+                                                                 config.train.saves, config.train.batch, config.seq()));
+      const std::string what = fmt::format("recompute {} saved {}: {:.0f} of {:.0f} bytes", static_cast<int>(recompute),
+                                           static_cast<int>(dtype), peak, estimate);
+      EXPECT_LE(peak, 1.02 * estimate) << what;
+      EXPECT_GE(peak, 0.9 * estimate) << what;
+    }
+  }
+}
+
+TEST(MemoryFormer, CachedTokensAreTheRecomputedOnes) {
+  const Lab lab;
+  const RunConfig config = memoryformer(lab, DType::f64);
+  train_and_save(lab, config, 10, lab.path("model.h5"));
+  TinyRun run(config, lab, mesh_of(layouts().back()), lab.path("model.h5"));
+  std::vector<std::int32_t> prompt(6);
+  lab.dataset().split(Split::test).copy(3, prompt.size(), prompt.data());
+  GenerateOptions options;
+  options.sampling.temperature = 1;
+  options.sampling.seed = 5;
+  options.tokens = 20;
+  options.cache = CacheUse::cached;
+  const auto cached = generate(run.trainer.model(), run.allocator, run.stream, prompt, options)[0];
+  options.cache = CacheUse::recomputed;
+  EXPECT_EQ(cached, generate(run.trainer.model(), run.allocator, run.stream, prompt, options)[0]);
+}
+
+TEST(MemoryFormer, IdleRowsWaitWhenTheyAreSkipped) {
+  const Lab lab;
+  RunConfig config = memoryformer(lab, DType::f64);
+  config.model.hash_bits = {8, 8, 9};  // so many rows that most are not hit
+  config.train.steps = 4;
+  config.train.warmup_steps = 0;
+  TinyRun born(config, lab, alone());
+  for (const IdleRows idle : {IdleRows::update, IdleRows::skip}) {
+    config.train.idle_rows = idle;
+    TinyRun run(config, lab, alone());
+    train(run.trainer, 2);
+    std::size_t as_born = 0, decayed = 0;
+    for (const Parameter& p : run.trainer.model().parameters().all()) {
+      if (!p.path().ends_with(".tables")) continue;
+      const Tensor before = born.trainer.model().parameters().find(p.path()).value();
+      for (std::int64_t row = 0; row < p.rows; ++row) {
+        const std::vector<double> a = rows_of(before, row, 1), b = rows_of(p.value(), row, 1);
+        as_born += a == b ? 1 : 0;
+        const double first = b[0] / a[0];
+        bool scaled = a != b;
+        for (std::size_t i = 0; i < a.size(); ++i) scaled = scaled && std::abs(b[i] / a[i] - first) < 1e-12;
+        decayed += scaled ? 1 : 0;
+      }
+    }
+    if (idle == IdleRows::skip) {
+      EXPECT_GT(as_born, 1000U);
+      EXPECT_LT(decayed, 50U);  // rows that were hit where the gradient is 0
+    } else {
+      EXPECT_EQ(as_born, 0U);
+      EXPECT_GT(decayed, 1000U);
+    }
+  }
+}
+
+// Growth of tables and of bits, on any ranks: exact, with moments and ages where they belong, and it learns at once.
+TEST(MemoryFormer, GrowsExactly) {
+  const Lab lab;
+  RunConfig config = memoryformer(lab, DType::f64);
+  train_and_save(lab, config, 6, lab.path("small.h5"));
+  ExpandRequest request;
+  request.checkpoint = lab.path("small.h5");
+  request.output = lab.path("grown.h5");
+  request.growth.counts = {{"attention.tables", 11}, {"ffn_out.tables", 12}, {"attention.bits", 5}, {"ffn_in.bits", 6}};
+  const ExpandResult result = expand_checkpoint(test_world(), request);
+  EXPECT_LT(result.probe_change, 1e-12);
+  const CheckpointReader small = CheckpointReader::open(lab.path("small.h5"));
+  const CheckpointReader grown = CheckpointReader::open(lab.path("grown.h5"));
+  const auto rows = [](const CheckpointReader& reader, const std::string& path) {
+    const CheckpointReader::Tensor& t = reader.tensor(path);
+    std::vector<double> values(static_cast<std::size_t>(t.shape.elements()));
+    reader.read_rows(path, 0, t.shape.rows(), DType::f64, values.data());
+    return values;
+  };
+  for (const std::string& at : {std::string("model/"), std::string("optim/")}) {
+    for (const char* end : at == "model/" ? std::vector<const char*>{""} : std::vector<const char*>{"/m", "/v"}) {
+      const std::string path = at + "layers.1.attention.key.tables" + end;
+      const std::vector<double> a = rows(small, path), b = rows(grown, path);
+      ASSERT_EQ(a.size(), 8U * 16 * 32);
+      ASSERT_EQ(b.size(), 11U * 32 * 32);
+      double largest = 0;
+      for (std::size_t i = 0; i < b.size(); ++i) {
+        const std::size_t row = i / 32 / 2;
+        ASSERT_EQ(b[i], row < 8U * 16 ? a[row * 32 + i % 32] : 0.0) << path << " " << i;
+        largest = std::max(largest, std::abs(b[i]));
+      }
+      EXPECT_GT(largest, 0.0);
+    }
+  }
+  const auto ages = std::get<std::vector<std::int64_t>>(
+      grown.tensor("optim/layers.1.attention.key.tables/m").attributes.at("age_segments"));
+  EXPECT_EQ(ages, (std::vector<std::int64_t>{0, 6, 0, 8 * 32, 0, 1}));
+  EXPECT_EQ(grown.growth_history().size(), 4U);
+
+  // It trains on, on every layout alike, and the new tables are not 0 any more.
+  config.train.steps = 20;
+  std::vector<double> losses;
+  for (const auto& layout : layouts()) {
+    TinyRun run(config, lab, mesh_of(layout), lab.path("grown.h5"));
+    losses.push_back(train(run.trainer, 3).back().loss);
+    EXPECT_LT(relative(losses.back(), losses.front()), 1e-9) << text_of(layout);
+    const Parameter& p = run.trainer.model().parameters().find("layers.0.attention.query.tables");
+    const std::int64_t first = std::max<std::int64_t>(8 * 32 - p.first_row, 0);
+    double largest = 0;
+    for (const double v : rows_of(p.value(), std::min(first, p.rows), p.rows - std::min(first, p.rows))) {
+      largest = std::max(largest, std::abs(v));
+    }
+    EXPECT_EQ(largest > 0, first < p.rows) << text_of(layout);
+  }
+
+  // Again, from tables whose permutation is there, and with the new bits in the weight: not exact, and it says so.
+  request.checkpoint = lab.path("grown.h5");
+  request.output = lab.path("again.h5");
+  request.growth.counts = {{"attention.tables", 12}, {"attention.bits", 6}};
+  request.growth.seed = 7;
+  request.growth.rule = "extend-weight";
+  const ExpandResult again = expand_checkpoint(test_world(), request);
+  EXPECT_GT(again.probe_change, 1e-6);
+  const CheckpointReader last = CheckpointReader::open(lab.path("again.h5"));
+  const ModelConfig model = parse_config(last.config(), "again").config.model;
+  EXPECT_EQ(model.table_seed, 1);
+  EXPECT_EQ(model.weight_bits[0], 6);
+  EXPECT_EQ(model.chunk_bits[0], 4);
+  EXPECT_EQ(last.growth_history().back().rule, "extend-weight");
+  EXPECT_EQ(last.growth_history().back().probe_error, again.probe_change);
+
+  for (const char* name : {"attention.tables", "ffn_out.bits", "query"}) {  // to less, or not there
+    request.growth.counts = {{name, 3}};
+    EXPECT_THROW(expand_checkpoint(test_world(), request), UsageError) << name;
+  }
+  request.growth.counts = {{"attention.tables", 13}};
+  request.growth.rule = "mirror";
+  EXPECT_THROW(expand_checkpoint(test_world(), request), UsageError);
+}
+
+TEST(MemoryFormer, CountsItsParameters) {
+  const Lab lab;
+  for (const Biases biases : {Biases::all, Biases::none}) {
+    for (const StreamNorm norm : {StreamNorm::layernorm, StreamNorm::rmsnorm}) {
+      RunConfig config = memoryformer(lab, DType::f32);
+      config.model.biases = biases;
+      config.model.stream_norm = norm;
+      config.model.head = Head::untied;
+      std::int64_t held = 0;
+      for (const ParameterSpec& spec : parameter_specs(config.model, ShardPlan::even(config.model, 1))) {
+        held += spec.shape.elements();
+      }
+      EXPECT_EQ(config.model.parameters(), held);
+    }
+  }
+}
+
+TEST(MemoryFormer, AddedTablesAndBitsLookAtOtherCoordinates) {
+  ModelConfig config;
+  config.kind = "memoryformer";
+  config.dim = 24;
+  config.hash_bits = {5, 4, 6};
+  config.chunk_bits = {4, 0, 0};
+  config.tables = {15, 0, 0};  // two permutations beside the first, the last of them not whole
+  const std::vector<std::int32_t> c = memory_coordinates(config, MemoryGroup::attention, 0, 15);
+  const auto at = [&](std::int64_t bit, std::int64_t table) { return c[static_cast<std::size_t>(bit * 15 + table)]; };
+  for (std::int64_t number = 0; number < 2; ++number) {
+    std::set<std::int32_t> seen;
+    for (std::int64_t k = 6 * number; k < 6 * number + 6; ++k) {
+      for (std::int64_t bit = 0; bit < 4; ++bit) {
+        seen.insert(at(bit, k));
+        EXPECT_TRUE(number > 0 || at(bit, k) == 4 * k + bit);
+      }
+      EXPECT_EQ(at(4, k), at(0, 6 * number + (k + 1) % 6)) << "of the chunk that follows";
+    }
+    EXPECT_EQ(seen.size(), 24U);
+  }
+  EXPECT_NE(at(0, 6), at(0, 12));
+  // A part of them, as a rank asks for it, and the same whatever there is behind.
+  config.tables = {9, 0, 0};
+  const std::vector<std::int32_t> part = memory_coordinates(config, MemoryGroup::attention, 7, 2);
+  for (std::int64_t bit = 0; bit < 5; ++bit) {
+    EXPECT_EQ(part[static_cast<std::size_t>(2 * bit)], at(bit, 7));
+    EXPECT_EQ(part[static_cast<std::size_t>(2 * bit + 1)], at(bit, 8));
+  }
+}
+
+}  // namespace
+}  // namespace tforge::test
