@@ -33,7 +33,11 @@ CONFIGURATIONS = {
     "small": (model(128, 4, 4, 128, 512, 256, 256, 16), 8, 1.3, 0.70),
     "medium": (model(256, 6, 8, 256, 1024, 4096, 256, 8), 5, 1.3, 0.80),
     "large": (model(768, 12, 12, 768, 3072, 50304, 512, 1), 3, 1.2, 0.80),
+    "transformer_small": ({**model(128, 4, 4, 128, 512, 256, 256, 16), "kind": "transformer"}, 8, 1.0, 0.70),
+    "transformer_124m_short": ({**model(768, 12, 12, 768, 3072, 50304, 64, 4), "kind": "transformer"}, 3, 1.0, 0.80),
+    "transformer_124m": ({**model(768, 12, 12, 768, 3072, 50304, 512, 1), "kind": "transformer"}, 3, 1.0, 0.80),
 }
+BY_DEFAULT = ["small", "medium", "large"]
 FACTOR_OVER_NEWEST = 1.0
 PEER_SHARE = 0.65
 MOST_MEMORY = 0.8
@@ -99,7 +103,7 @@ def main():
     parser.add_argument("--cores", type=int, default=2, help="threads, or processes of one thread")
     parser.add_argument("--debian", required=True, metavar="PYTHON", help="Python with Debian's PyTorch")
     parser.add_argument("--newest", metavar="PYTHON", help="Python with PyPI's PyTorch")
-    parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
+    parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=BY_DEFAULT)
     args = parser.parse_args()
 
     ours = tokenforge(args.cores, args.build)
@@ -133,7 +137,7 @@ def main():
 
     print("\n| configuration | program | tokens/s | ms | MB | GFLOP/s | of sgemm | ratio (each round) | |")
     print("|---" * 9 + "|")
-    holds = True
+    holds, summaries = True, []
     for name in args.configurations:
         shape, _, factor, share_wanted = CONFIGURATIONS[name]
         parameters = {r["parameters"] for (of, _, _), some in runs.items() if of == name for r in some}
@@ -170,14 +174,14 @@ def main():
                 median(some, "peak_rss_mb") for (of, side, _), some in runs.items() if of == name and side != ours.name)
             holds = holds and memory < MOST_MEMORY
             verdict = "ok" if memory < MOST_MEMORY else "FAILED"
-            summary = f"{verdict}: {name}'s peak resident set is {memory:.2f} of PyTorch's (under {MOST_MEMORY} wanted)"
+            summaries.append(f"{verdict}: {name}'s peak resident set is {memory:.2f} of PyTorch's (under {MOST_MEMORY} wanted)")
     print()
     for name in args.configurations:
         shape = CONFIGURATIONS[name][0]
         typical = sorted(sgemm[name], key=lambda r: r["gflops"])[len(sgemm[name]) // 2]
         print(f"{name}: {' '.join(f'{key} {value}' for key, value in shape.items())}; sgemm {typical['gflops']:.0f} GFLOP/s "
               f"({typical['product']}, {typical['what']})")
-    if "large" in args.configurations:
+    for summary in summaries:
         print(summary)
     return 0 if holds else 1
 

@@ -6,7 +6,8 @@
 # NEWEST_PYTHON names the Python of a virtual environment that has it, which takes about 3 GB:
 #   python3 -m venv ~/torch && ~/torch/bin/pip install torch
 #   NEWEST_PYTHON=~/torch/bin/python scripts/bench_step.sh
-# CORES (default 2): threads, or processes of one thread. CONFIGURATIONS (default "small medium large"): which ones.
+# CORES (default 2): threads, or processes of one thread. CONFIGURATIONS (default "small medium large"): which ones;
+# there are also transformer_small, transformer_124m_short and transformer_124m, a Transformer of GPT-2's size.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 rounds=${1:-3}
