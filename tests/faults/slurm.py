@@ -279,8 +279,10 @@ class Slurm:
                 time.sleep(again)
                 run.cluster.mend(node)
             run.site.wait_for_empty_queue()
+            named = re.search(rf"rank \d \(n{node}, pid \d+\) is missing", run.log())
             return (f"link of {'the first' if node == nodes[0] else 'another'} node cut"
-                    f"{'' if again is None else ' and mended'}: {'went on' if run.restarts() else 'ended before'}")
+                    f"{'' if again is None else ' and mended'}: {'named, ' if named else ''}"
+                    f"{'went on' if run.restarts() else 'ended before'}")
         return self.strike(number, rng, fault, settings=["--set", "parallel.timeout_s=10"])
 
     def time_limit(self, number, rng):

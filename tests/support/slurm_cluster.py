@@ -224,7 +224,12 @@ class SlurmCluster:
 
     def job(self, job):
         """What SLURM knows about a job: {"JobState": "RUNNING", ...}."""
-        text = self.run("scontrol", "--oneliner", "show", "job", job).stdout
+        def ask():
+            done = self.run("scontrol", "--oneliner", "show", "job", job, check=False)
+            if done.returncode != 0 and "Unable to contact" not in done.stderr:  # it is busy
+                raise AssertionError(f"{done.stderr}\n{self.log()}")
+            return done.stdout
+        text = self.wait_for(ask, f"answer about job {job}")
         return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
 
     def queue(self):
@@ -237,9 +242,10 @@ class SlurmCluster:
         return text
 
     def wait_for(self, condition, what, patience=600):
-        """Waits for others; how long it takes is no test."""
+        """Waits for others; how long it takes is no test. What the condition says when it holds."""
         end = time.monotonic() + patience
-        while not condition():
+        while not (found := condition()):
             if time.monotonic() > end:
                 raise AssertionError(f"still no {what} after {patience} s\n{self.log()}")
             time.sleep(0.3)
+        return found
