@@ -22,7 +22,7 @@ say "layers"
 say "clang-format: ${#files[@]} files"
 clang-format-14 --dry-run --Werror "${files[@]}"
 say "shellcheck"
-git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
+git ls-files '*.sh' '*.sbatch' .ci/run scripts/bundle/start | xargs shellcheck
 say "clang-tidy: ${#units[@]} files"
 [[ -f $build/compile_commands.json ]] || die "$build/compile_commands.json is missing; run scripts/build.sh $build"
 # A file outside the build (excluded by an option) would be checked with guessed flags.

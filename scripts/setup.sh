@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing. Elsewhere, or without root and sudo, it says what to install and
-# exits 2. TFORGE_SKIP_SETUP=1 goes on without looking, where the libraries come from another source. With --with-slurm
-# also what the tests on a SLURM cluster need; without it they are skipped.
+# exits 2. TFORGE_SKIP_SETUP=1 goes on without looking, where the libraries come from another source. With --all also what
+# the tests on a SLURM cluster and of the bundle need; without it they are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 packages=(
@@ -11,7 +11,7 @@ packages=(
   libgtest-dev libgmock-dev libbenchmark-dev
   bible-kjv bzip2 python3-h5py python3-numpy python3-matplotlib
 )
-if [[ ${1:-} == --with-slurm ]]; then packages+=(slurm-wlm munge iproute2); fi
+if [[ ${1:-} == --all ]]; then packages+=(slurm-wlm munge iproute2 patchelf xz-utils); fi
 
 if [[ ${TFORGE_SKIP_SETUP:-0} == 1 ]]; then exit 0; fi
 

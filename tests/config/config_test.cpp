@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "support/source_file.h"
 #include "train/config_schema.h"
 
 namespace tforge {
@@ -395,7 +396,7 @@ TEST(Config, Durations) {
 
 TEST(Config, TheShippedConfigurationsLoad) {
   int files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(TFORGE_SOURCE_DIR "/configs")) {
+  for (const auto& entry : std::filesystem::directory_iterator(source_file("configs"))) {
     // The plans of submit_stages are no configurations of a run.
     const std::string name = entry.path().filename();
     if (!name.ends_with(".toml") || name.starts_with("stages")) continue;
@@ -404,7 +405,7 @@ TEST(Config, TheShippedConfigurationsLoad) {
   }
   EXPECT_GE(files, 2);
   // The published count, counted by the authors' own log.
-  EXPECT_EQ(load_config(TFORGE_SOURCE_DIR "/configs/tokenformer_150m.toml").config.model.parameters(), 151881216);
+  EXPECT_EQ(load_config(source_file("configs/tokenformer_150m.toml")).config.model.parameters(), 151881216);
 }
 
 }  // namespace

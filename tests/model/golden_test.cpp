@@ -11,6 +11,7 @@
 #include "core/errors.h"
 #include "model/memoryformer.h"
 #include "support/mpi_world.h"
+#include "support/source_file.h"
 #include "train/compare.h"
 
 namespace tforge {
@@ -20,7 +21,7 @@ class Golden : public ::testing::TestWithParam<std::string> {};
 
 void expect_close(const std::string& name, std::size_t tensors, DType dtype, double tolerance) {
   Communicator& world = test_world();
-  const std::string path = std::string(TFORGE_GOLDEN_DIR) + "/" + name + ".h5";
+  const std::string path = source_file("tests/golden/" + name + ".h5");
   for (int dp = 1; dp <= world.size(); ++dp) {
     if (world.size() % dp != 0) continue;
     Mesh mesh = Mesh::create(world, dp, world.size() / dp);
@@ -49,7 +50,7 @@ INSTANTIATE_TEST_SUITE_P(Norms, Golden, ::testing::Values("l2_norm_gelu", "gelu_
                          [](const auto& test) { return test.param; });
 
 std::string memoryformer_file(const std::string& norm) {
-  return std::string(TFORGE_GOLDEN_DIR) + "/memoryformer_" + norm + ".h5";
+  return source_file("tests/golden/memoryformer_" + norm + ".h5");
 }
 
 class MemoryFormerGolden : public ::testing::TestWithParam<std::string> {};
@@ -127,7 +128,7 @@ TEST(PublishedFile, NamesOfAllParameters) {
 }
 
 TEST(PublishedFile, RefusesAnotherFile) {
-  EXPECT_THROW(PublishedFile(std::string(TFORGE_SOURCE_DIR) + "/README.md"), DataError);
+  EXPECT_THROW(PublishedFile(source_file("README.md")), DataError);
 }
 
 }  // namespace

@@ -148,6 +148,7 @@ TEST(Hdf5File, BrokenFilesGiveOneLine) {
 
 // Files that h5py makes and that must not be followed or believed.
 TEST(Hdf5File, UntrustedLayoutsAreRefused) {
+  if (!test::has_h5py()) GTEST_SKIP() << "needs python3-h5py";
   const Scratch scratch;
   const std::string path = scratch.path("foreign.h5");
   test::python(R"(

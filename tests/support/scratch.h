@@ -52,6 +52,9 @@ class SmallDisk {
   bool mounted_ = false;
 };
 
+/// Whether the system's Python has h5py, with which some tests read and write files as others would.
+inline bool has_h5py() { return std::system("/usr/bin/python3 -c 'import h5py' >/dev/null 2>&1") == 0; }
+
 /// Runs a script with the system's Python (numpy and h5py are Debian's); a failure is the test's.
 inline void python(const std::string& script, const std::string& arguments) {
   const Scratch scratch;

@@ -89,7 +89,7 @@ def missing():
     absent = [program for program in PROGRAMS if shutil.which(program, path=search_path()) is None]
     if absent:
         packages = " ".join(PACKAGES)
-        return f"{', '.join(absent)} not installed (Debian packages {packages}; scripts/setup.sh --with-slurm)"
+        return f"{', '.join(absent)} not installed (Debian packages {packages}; scripts/setup.sh --all)"
     trial = ("ip link add trial0 type bridge && ip link add trial1 type veth peer name trial2 && "
              "mount -t tmpfs tmpfs /mnt")
     done = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", trial], capture_output=True, text=True,
