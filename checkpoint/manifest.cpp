@@ -168,10 +168,14 @@ Manifest read_manifest(const std::string& checkpoint, const std::string& path, c
     throw CheckpointError("{}: damaged: {} bytes, its manifest says {}", checkpoint, file_bytes, manifest.bytes);
   }
   bool consistent = manifest.blocks.size() == Manifest::blocks_of(manifest.bytes);
+  std::uint64_t covered = 0;  // regions do not overlap: to look through all of them is to read the file once
   for (const ManifestRegion& r : manifest.regions) {
     consistent = consistent && inside(r.offset, r.rows, r.row_bytes, manifest.bytes) &&
                  inside(r.digests, r.rows, kDigestBytes, manifest.bytes) &&
                  r.row_bytes <= std::min(manifest.bytes, kMaxRowBytes);
+    if (!consistent) break;
+    covered += r.rows * (r.row_bytes + kDigestBytes);
+    consistent = covered <= manifest.bytes;
   }
   if (!consistent) throw CheckpointError("{}: damaged: it contradicts itself", path);
   return manifest;

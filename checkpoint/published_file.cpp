@@ -8,7 +8,8 @@
 
 namespace tforge {
 
-PublishedFile::PublishedFile(const std::string& path) : file_(Hdf5File::open(path)) {
+PublishedFile::PublishedFile(const std::string& path)
+    : file_(Hdf5File::open(path, Hdf5File::Access::read, Hdf5File::Maker::anybody)) {
   const auto extent = [&](const char* name) {
     const auto value = file_.attribute<std::int64_t>("/", name);
     if (value < 1 || value > (std::int64_t{1} << 31)) throw DataError("{}: attribute {} is {}", path, name, value);

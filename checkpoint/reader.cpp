@@ -48,6 +48,12 @@ class CheckedFile {
     if (stored == attributes_.end() || stored->second != layout::digest_of(result)) {
       throw CheckpointError("the attributes of {} do not match their digest", path);
     }
+    for (const auto& [name, value] : result) {
+      const auto* text = std::get_if<std::string>(&value);
+      if (text != nullptr && printable(*text) != *text) {
+        throw CheckpointError("attribute '{}' of {} has control characters", name, path);
+      }
+    }
     return result;
   }
   std::string blob(const std::string& path, std::string bytes) const {
@@ -123,11 +129,13 @@ void CheckpointReader::load(const std::string& path) {
     const std::string paths = checked.blob(layout::kTensors, file.read_bytes(layout::kTensors));
     const std::vector<std::uint64_t> content = file.read<std::uint64_t>(layout::kContent);
     std::set<std::string> listed;
+    std::uint64_t held = 0;
     for (std::size_t begin = 0; begin < paths.size();) {
       const std::size_t end = std::min(paths.find('\n', begin), paths.size());
       Tensor t;
       t.path = paths.substr(begin, end - begin);
       begin = end + 1;
+      if (printable(t.path) != t.path) throw CheckpointError("a tensor's name '{}' has control characters", t.path);
       const DatasetInfo data = file.info("/" + t.path);
       const DatasetInfo digests = file.info(fmt::format("{}/{}", layout::kRowDigests, t.path));
       t.dtype = layout::dtype_of_stored(data.type);
@@ -141,7 +149,11 @@ void CheckpointReader::load(const std::string& path) {
         throw CheckpointError("{}: its row digests do not fit {}", t.path, data.text());
       }
       t.content_digest = content[tensors_.size()];
-      listed.insert("/" + t.path);
+      // So that what is asked of memory for all tensors together is bounded by the file.
+      held += data.bytes;
+      if (!listed.insert("/" + t.path).second || held > info_.file_bytes) {
+        throw CheckpointError("{} is listed twice, or shares its rows with other tensors", t.path);
+      }
       tensors_.push_back(std::move(t));
     }
     for (const char* group : {"/model", "/optim"}) {

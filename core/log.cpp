@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cstdio>
 
+#include "core/errors.h"
+
 namespace tforge::log {
 
 namespace {
@@ -37,7 +39,7 @@ void write(Level level, std::string_view text) {
   std::string line = fmt::format("{:%H:%M:%S} ", fmt::localtime(std::chrono::system_clock::to_time_t(now)));
   if (g_ranks > 1) line += fmt::format("[{}/{}] ", g_rank, g_ranks);
   line += label(level);
-  line += text;
+  line += printable(text);
   line += '\n';
   std::fwrite(line.data(), 1, line.size(), stderr);  // one call, so that lines of several ranks do not mix
 }

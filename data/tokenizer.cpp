@@ -36,6 +36,54 @@ std::string reason(const sentencepiece::util::Status& status) {
   return text;
 }
 
+/// Calls `use(number, bytes)` for each field with a length of a protocol-buffer message; false for what is no message.
+template <class Use>
+bool each_field(std::string_view message, Use&& use) {
+  const auto varint = [&message](std::uint64_t& value) {
+    value = 0;
+    for (int shift = 0; shift < 64 && !message.empty(); shift += 7) {
+      const auto byte = static_cast<unsigned char>(message.front());
+      message.remove_prefix(1);
+      value |= static_cast<std::uint64_t>(byte & 0x7fU) << shift;
+      if ((byte & 0x80U) == 0) return true;
+    }
+    return false;
+  };
+  while (!message.empty()) {
+    std::uint64_t key = 0, size = 0, ignored = 0;
+    if (!varint(key)) return false;
+    const bool bytes = (key & 7U) == 2;
+    switch (key & 7U) {
+      case 0:
+        if (!varint(ignored)) return false;
+        break;
+      case 1: size = 8; break;
+      case 2:
+        if (!varint(size)) return false;
+        break;
+      case 5: size = 4; break;
+      default: return false;
+    }
+    if (size > message.size()) return false;
+    if (bytes) use(static_cast<std::uint32_t>(key) >> 3U, message.substr(0, size));
+    message.remove_prefix(size);
+  }
+  return true;
+}
+
+/// Whether a sentencepiece model brings a table of normalisations, which the library walks without a look at its
+/// bounds.
+bool has_normalization_table(std::string_view model) {
+  constexpr std::uint32_t kNormalizer = 3, kDenormalizer = 5, kTable = 2;  // sentencepiece_model.proto
+  bool found = false;
+  each_field(model, [&](std::uint32_t number, std::string_view spec) {
+    if (number != kNormalizer && number != kDenormalizer) return;
+    each_field(spec,
+               [&](std::uint32_t n, std::string_view table) { found = found || (n == kTable && !table.empty()); });
+  });
+  return found;
+}
+
 /// The training samples cut into lines, and around each U+2581; then a line of one space, without which sentencepiece
 /// ends the process when a required character is not in the text.
 class Lines final : public sentencepiece::SentenceIterator {
@@ -94,9 +142,16 @@ class Tokenizer::Model {
       : kind_(TokenizerKind::bpe),
         serialized_(std::move(serialized)),
         fingerprint_(fingerprint_of(TokenizerKind::bpe, serialized_)) {
+    const auto changes_text = [&] {
+      return DataError(
+          "{} does not give text back unchanged; train it with --normalization_rule_name=identity "
+          "--remove_extra_whitespaces=false --add_dummy_prefix=false",
+          origin);
+    };
+    if (has_normalization_table(serialized_)) throw changes_text();
     // The library reads an empty model without complaint.
-    if (serialized_.empty() || !processor_.LoadFromSerializedProto(serialized_).ok() ||
-        processor_.GetPieceSize() == 0) {
+    if (serialized_.empty() || !each_field(serialized_, [](std::uint32_t, std::string_view) {}) ||
+        !processor_.LoadFromSerializedProto(serialized_).ok() || processor_.GetPieceSize() == 0) {
       throw DataError("{} is not a sentencepiece model", origin);
     }
     words_are_independent_ = true;
@@ -116,12 +171,7 @@ class Tokenizer::Model {
     for (const std::string_view probe :
          {"a", " a", "a  b ", "\xef\xac\x81\xe2\x91\xa0\xef\xbc\xa1", "e\xcc\x81", "\t"}) {
       std::vector<int> ids;
-      if (!spell(probe, ids)) {
-        throw DataError(
-            "{} does not give text back unchanged; train it with --normalization_rule_name=identity "
-            "--remove_extra_whitespaces=false --add_dummy_prefix=false",
-            origin);
-      }
+      if (!spell(probe, ids)) throw changes_text();
     }
   }
 

@@ -118,12 +118,11 @@ void print_help(const JobInfo& info, const po::options_description& description)
   std::fputs(text.c_str(), stdout);
 }
 
-/// One line: what(), without line breaks.
+/// One line.
 void report(const JobInfo& info, int rank, const std::string& what) {
   std::string line = info.name + ": error: ";
   if (rank > 0) line += fmt::format("[rank {}] ", rank);
-  line += what;
-  std::replace(line.begin(), line.end(), '\n', ' ');
+  line += printable(what);
   line += '\n';
   std::fflush(stdout);
   std::fwrite(line.data(), 1, line.size(), stderr);

@@ -64,7 +64,7 @@ int main(int argc, char** argv) {
       throw DataError("{} was made with another tokenizer than {}; prepare the text again with --tokenizer {}", data,
                       checkpoint, checkpoint);
     }
-    const RunConfig config = parse_config(reader.config(), checkpoint).config;
+    const RunConfig config = stored_config(reader);
     Mesh mesh = Mesh::create(world, 0, static_cast<int>(tp));
     Allocator allocator;
     Stream stream;

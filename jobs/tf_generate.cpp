@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
 
     const CheckpointReader reader = CheckpointReader::open(world, checkpoint);
     const Tokenizer tokenizer = restored(reader.tokenizer(), checkpoint);
-    const RunConfig config = parse_config(reader.config(), checkpoint).config;
+    const RunConfig config = stored_config(reader);
     Allocator allocator;
     Stream stream;
     const std::unique_ptr<LanguageModel> model = make_model(allocator, stream, config.model, config.train.dtype, world,

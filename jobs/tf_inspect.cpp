@@ -77,7 +77,7 @@ void print_checkpoint(const CheckpointReader& reader) {
   for (const auto& [name, value] : reader.state())
     std::printf("state       %s = %s\n", name.c_str(), text_of(value).c_str());
 
-  const RunConfig config = parse_config(reader.config(), reader.path()).config;
+  const RunConfig config = stored_config(reader);
   std::printf("parameters  %lld\n", static_cast<long long>(config.model.parameters()));
   std::printf("FLOPs/token %.4g forward at length %lld\n", config.model.forward_flops_per_token(config.seq()),
               static_cast<long long>(config.seq()));

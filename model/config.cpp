@@ -5,6 +5,11 @@
 #include "model/models.h"
 
 namespace tforge {
+namespace {
+// So that sizes in bytes, and what is computed on the way to them, fit into 64 bits.
+constexpr std::int64_t kMaxExtent = (std::int64_t{1} << 31) - 1;
+constexpr double kMaxParameters = 1e15;
+}  // namespace
 
 std::string_view name_of(TokenGroup group) {
   switch (group) {
@@ -32,14 +37,31 @@ std::int64_t ModelConfig::rotary_dim() const {
 
 void ModelConfig::validate() const {
   const ModelKind& of_kind = kind_of(*this);
-  const auto positive = [](const char* key, std::int64_t value) {
+  const auto possible = [](const std::string& key, std::int64_t value) {
+    if (value > kMaxExtent) throw ConfigError("model.{} = {}: at most {} is possible", key, value, kMaxExtent);
+  };
+  const auto positive = [&](const char* key, std::int64_t value) {
     if (value < 1) throw ConfigError("model.{} = {}: at least 1 is needed", key, value);
+    possible(key, value);
   };
   positive("layers", layers);
   positive("dim", dim);
   positive("heads", heads);
   positive("vocab", vocab);
   positive("max_seq", max_seq);
+  // What any kind may make of these numbers, in floating point, where nothing overflows.
+  possible("ffn_dim", ffn_dim);
+  double rows = 5.0 * static_cast<double>(dim) + static_cast<double>(neurons());
+  for (const TokenGroup group : kTokenGroups) {
+    possible(fmt::format("tokens.{}", name_of(group)), num_tokens(group));
+    rows += static_cast<double>(num_tokens(group));
+  }
+  const double numbers =
+      (static_cast<double>(layers) * rows + static_cast<double>(vocab)) * 2 * static_cast<double>(dim);
+  if (numbers > kMaxParameters) {
+    throw ConfigError("model.layers = {} of model.dim = {}: up to {:.3g} parameters, at most {:.3g} are possible",
+                      layers, dim, numbers, kMaxParameters);
+  }
   if (dim % heads != 0) {
     throw ConfigError("model.heads = {} does not divide model.dim = {}; choose a divisor of {}", heads, dim, dim);
   }

@@ -7,10 +7,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <utility>
+
+#include "storage/atomic_file.h"
 
 namespace tforge {
 namespace {
@@ -38,11 +42,12 @@ class Handle {
   hid_t id_;
 };
 
-/// The library prints nothing by itself. Its clean-up at exit is left out, because after a failed write it would try
-/// again and complain; files are closed by their owners.
+/// The library prints nothing by itself and loads no code for filters that a file names. Its clean-up at exit is left
+/// out, because after a failed write it would try again and complain; files are closed by their owners.
 void prepare_library() {
   static const bool once = [] {
     H5dont_atexit();
+    H5PLset_loading_state(0);
     H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
     return true;
   }();
@@ -165,13 +170,39 @@ Hdf5File Hdf5File::create(const std::string& path) {
   return file;
 }
 
-Hdf5File Hdf5File::open(const std::string& path, Access access_mode) {
+namespace {
+
+/// What the file starts with is what our writer makes: the fixed fields of superblock 2, and no extension, through
+/// which a file may set up the library before anything of it is looked at.
+void check_superblock(const std::string& path) {
+  constexpr std::string_view kSignature = "\x89HDF\r\n\x1a\n";
+  constexpr std::string_view kFixed = "\x02\x08\x08";  // version, bytes of an offset and of a length
+  constexpr std::size_t kBase = 12, kExtension = 20, kSuperblock = 48;
+  const PlainFile file(path, PlainFile::Access::read);
+  std::string head(std::min<std::uint64_t>(file.size(), kSuperblock), '\0');
+  file.read_at(0, head.data(), head.size());
+  if (!head.starts_with(kSignature)) throw DataError("{}: not an HDF5 file ({} bytes)", path, file.size());
+  const auto address = [&](std::size_t at) {
+    std::uint64_t value = 0;
+    std::memcpy(&value, head.data() + at, sizeof value);
+    return value;
+  };
+  if (head.size() < kSuperblock || head.compare(kSignature.size(), kFixed.size(), kFixed) != 0 || address(kBase) != 0 ||
+      address(kExtension) != HADDR_UNDEF) {
+    throw DataError("{}: an HDF5 file that no writer of TokenForge has made; make it anew", path);
+  }
+}
+
+}  // namespace
+
+Hdf5File Hdf5File::open(const std::string& path, Access access_mode, Maker maker) {
   prepare_library();
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
     throw DataError("{}: cannot be opened: {}", path, std::strerror(errno));
   }
   if (!S_ISREG(status.st_mode)) throw DataError("{}: not a file", path);
+  if (maker == Maker::tokenforge) check_superblock(path);
   const Handle access(H5Pcreate(H5P_FILE_ACCESS));
   H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_LATEST);
   H5Pset_alignment(access.get(), kAlignment, kAlignment);
@@ -190,16 +221,21 @@ Hdf5File Hdf5File::open(const std::string& path, Access access_mode) {
     throw DataError("{}: cannot be opened as HDF5: {}", path, reason);
   }
   file.file_bytes_ = static_cast<std::uint64_t>(status.st_size);
+  file.maker_ = maker;
   return file;
 }
 
 Hdf5File::Hdf5File(Hdf5File&& other) noexcept
-    : path_(std::move(other.path_)), id_(std::exchange(other.id_, -1)), file_bytes_(other.file_bytes_) {}
+    : path_(std::move(other.path_)),
+      id_(std::exchange(other.id_, -1)),
+      file_bytes_(other.file_bytes_),
+      maker_(other.maker_) {}
 
 Hdf5File& Hdf5File::operator=(Hdf5File&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(id_, other.id_);
   std::swap(file_bytes_, other.file_bytes_);
+  std::swap(maker_, other.maker_);
   return *this;
 }
 
@@ -224,17 +260,22 @@ void Hdf5File::fail(const std::string& path, std::string_view what) const {
 
 // ---- groups and objects
 
+/// Of the last link of a path whose other links are known to be hard.
+bool Hdf5File::is_hard_link(const std::string& path) const {
+  H5L_info_t link{};
+  return H5Lget_info(id_, path.c_str(), &link, H5P_DEFAULT) >= 0 && link.type == H5L_TYPE_HARD;
+}
+
 std::int64_t Hdf5File::open_object(const std::string& path) const {
   // Only hard links are followed: a soft link may lead in a circle, an external one out of the file.
   std::string so_far;
   for (const std::string& part : components(path)) {
     so_far += "/" + part;
-    H5L_info_t link{};
-    if (H5Lget_info(id_, so_far.c_str(), &link, H5P_DEFAULT) < 0) {
+    if (!is_hard_link(so_far)) {
+      const bool there = H5Lexists(id_, so_far.c_str(), H5P_DEFAULT) > 0;
       H5Eclear2(H5E_DEFAULT);
-      fail(path, "not in the file");
+      fail(path, there ? "a soft or external link; only objects of the file itself are read" : "not in the file");
     }
-    if (link.type != H5L_TYPE_HARD) fail(path, "a soft or external link; only objects of the file itself are read");
   }
   const hid_t id = H5Oopen(id_, so_far.empty() ? "/" : so_far.c_str(), H5P_DEFAULT);
   if (id < 0) fail(path, "cannot be opened");
@@ -263,6 +304,8 @@ void Hdf5File::create_group(const std::string& path) {
 bool Hdf5File::exists(const std::string& path) const {
   std::string so_far;
   for (const std::string& part : components(path)) {
+    // The library would follow a soft or external link to look below it.
+    if (!so_far.empty() && !is_hard_link(so_far)) return false;
     so_far += "/" + part;
     const htri_t there = H5Lexists(id_, so_far.c_str(), H5P_DEFAULT);
     if (there <= 0) {
@@ -302,13 +345,19 @@ std::vector<std::string> Hdf5File::children(const std::string& path) const {
   return names;
 }
 
-void Hdf5File::collect_datasets(const std::string& path, int depth, std::vector<std::string>& found) const {
+void Hdf5File::collect_datasets(const std::string& path, int depth, std::set<std::uint64_t>& groups,
+                                std::vector<std::string>& found) const {
   if (depth > kMaxDepth) fail(path, "groups are nested too deep");
   for (const std::string& name : children(path)) {
     const std::string child = path == "/" ? "/" + name : path + "/" + name;
     const Handle object(open_object(child));
     if (is_object(object.get(), H5I_GROUP)) {
-      collect_datasets(child, depth + 1, found);
+      // A few groups that hold each other under many names make more paths than anybody can walk.
+      H5O_info_t about{};
+      if (H5Oget_info2(object.get(), &about, H5O_INFO_BASIC) < 0 || !groups.insert(about.addr).second) {
+        fail(child, "a group that has another name too");
+      }
+      collect_datasets(child, depth + 1, groups, found);
     } else if (is_object(object.get(), H5I_DATASET)) {
       if (found.size() >= kMaxObjects) fail(path, "holds too many datasets");
       found.push_back(child);
@@ -318,7 +367,8 @@ void Hdf5File::collect_datasets(const std::string& path, int depth, std::vector<
 
 std::vector<std::string> Hdf5File::datasets_below(const std::string& path) const {
   std::vector<std::string> found;
-  collect_datasets(path, 0, found);
+  std::set<std::uint64_t> groups;
+  collect_datasets(path, 0, groups, found);
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -346,6 +396,12 @@ void Hdf5File::create_dataset(const std::string& path, StoredType type, std::spa
 
 DatasetInfo Hdf5File::describe(const std::string& path, std::int64_t dataset) const {
   DatasetInfo info;
+  // Before the extent is asked for: that of a virtual dataset is looked up in the files that it names.
+  const Handle creation(H5Dget_create_plist(dataset));
+  if (H5Pget_layout(creation.get()) != H5D_CONTIGUOUS) {
+    fail(path, "stored in chunks, virtual or compact; write it contiguous and uncompressed");
+  }
+  if (H5Pget_external_count(creation.get()) != 0) fail(path, "stored in an external file, which is not read");
   const Handle type(H5Dget_type(dataset));
   const auto* match = std::find_if(std::begin(kStoredTypes), std::end(kStoredTypes), [&](StoredType candidate) {
     return H5Tequal(type.get(), file_type(candidate)) > 0;
@@ -363,14 +419,14 @@ DatasetInfo Hdf5File::describe(const std::string& path, std::int64_t dataset) co
   if (rank > 0 && H5Sget_simple_extent_dims(space.get(), extents.data(), nullptr) < 0) fail(path, "has no extent");
   std::copy(extents.begin(), extents.end(), info.shape.begin());
   info.bytes = bytes_of(info.shape, size_of(info.type));
-
-  const Handle creation(H5Dget_create_plist(dataset));
-  const H5D_layout_t layout = H5Pget_layout(creation.get());
-  if (layout != H5D_CONTIGUOUS && layout != H5D_COMPACT) {
-    fail(path, "stored in chunks or virtual; write it contiguous and uncompressed");
+  // Extents beside one of 0 are bounded by nothing else: what multiplies some of them must not overflow.
+  std::vector<std::uint64_t> at_least_one = info.shape;
+  std::ranges::replace(at_least_one, 0, 1);
+  if (bytes_of(at_least_one, size_of(info.type)) > std::numeric_limits<std::int64_t>::max()) {
+    fail(path, fmt::format("has impossible extents ({})", info.text()));
   }
-  if (H5Pget_external_count(creation.get()) != 0) fail(path, "stored in an external file, which is not read");
-  const haddr_t offset = layout == H5D_CONTIGUOUS ? H5Dget_offset(dataset) : HADDR_UNDEF;
+
+  const haddr_t offset = H5Dget_offset(dataset);
   info.mappable = offset != HADDR_UNDEF && info.bytes > 0;
   info.offset = info.mappable ? offset : 0;
   H5Eclear2(H5E_DEFAULT);
@@ -379,6 +435,10 @@ DatasetInfo Hdf5File::describe(const std::string& path, std::int64_t dataset) co
                            file_bytes_));
   }
   return info;
+}
+
+std::uint64_t Hdf5File::most_bytes() const {
+  return file_bytes_ != 0 ? file_bytes_ : std::numeric_limits<std::uint64_t>::max();
 }
 
 DatasetInfo Hdf5File::info(const std::string& path) const {
@@ -467,11 +527,15 @@ std::string Hdf5File::read_bytes(const std::string& path) const {
 
 namespace {
 
-/// Reads one string of a dataset or attribute through `read(memory type, buffer)`; false when it is not one string.
+/// Reads one string of a dataset or attribute through `read(memory type, buffer)`; false when it is not one string of
+/// at most `limit` bytes. One of variable length is read from a file of anybody's only: the library believes the
+/// lengths that stand in the file (and overruns its buffer when two of them disagree), which is more than our own files
+/// need.
 template <class Read>
-bool read_string(hid_t type, hid_t space, std::uint64_t limit, std::string& text, Read&& read) {
+bool read_string(hid_t type, hid_t space, std::uint64_t limit, Hdf5File::Maker maker, std::string& text, Read&& read) {
   if (H5Tget_class(type) != H5T_STRING || H5Sget_simple_extent_npoints(space) != 1) return false;
-  if (H5Tis_variable_str(type) > 0) {
+  if (H5Tis_variable_str(type) != 0) {
+    if (maker == Hdf5File::Maker::tokenforge) return false;
     const Handle memory(H5Tcopy(H5T_C_S1));
     H5Tset_size(memory.get(), H5T_VARIABLE);
     H5Tset_cset(memory.get(), H5Tget_cset(type));
@@ -515,14 +579,13 @@ void Hdf5File::write_text(const std::string& path, std::string_view text) {
 std::string Hdf5File::read_text(const std::string& path) const {
   const Handle dataset(open_dataset(path));
   const Handle creation(H5Dget_create_plist(dataset.get()));
-  if (H5Pget_layout(creation.get()) > H5D_CONTIGUOUS || H5Pget_external_count(creation.get()) > 0) {
-    fail(path, "text stored in chunks or in another file");
+  if (H5Pget_layout(creation.get()) != H5D_CONTIGUOUS || H5Pget_external_count(creation.get()) != 0) {
+    fail(path, "text not stored contiguous in this file");
   }
   const Handle type(H5Dget_type(dataset.get()));
   const Handle space(H5Dget_space(dataset.get()));
   std::string text;
-  const std::uint64_t limit = file_bytes_ != 0 ? file_bytes_ : std::numeric_limits<std::uint64_t>::max();
-  if (!read_string(type.get(), space.get(), limit, text, [&](hid_t memory, void* buffer) {
+  if (!read_string(type.get(), space.get(), most_bytes(), maker_, text, [&](hid_t memory, void* buffer) {
         return H5Dread(dataset.get(), memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, buffer);
       })) {
     fail(path, "not a single string");
@@ -608,14 +671,21 @@ AttributeValue Hdf5File::attribute(const std::string& path, const std::string& n
     fail(path, fmt::format("attribute '{}' is not a number, a row of numbers or a string", name));
   };
 
+  const std::uint64_t limit = std::min(kMaxAttributeBytes, most_bytes());
   const H5T_class_t kind = H5Tget_class(type.get());
   if (kind == H5T_STRING) {
     std::string text;
-    if (!read_string(type.get(), space.get(), kMaxAttributeBytes, text, read)) wrong();
+    if (!read_string(type.get(), space.get(), limit, maker_, text, read)) wrong();
     return text;
   }
-  if ((kind != H5T_INTEGER && kind != H5T_FLOAT) || points < 0 || rank > 1 || H5Tget_size(type.get()) > 8 ||
-      static_cast<std::uint64_t>(points) > kMaxAttributeBytes / 8) {
+  // Only types that processors have: for others, which a file may describe bit by bit, the library converts by rules
+  // that the file gives.
+  const std::array<hid_t, 4> more = {H5T_STD_I8LE, H5T_STD_I16LE, H5T_STD_U8LE, H5T_STD_U16LE};
+  const auto is = [&](hid_t candidate) { return H5Tequal(type.get(), candidate) > 0; };
+  const bool plain = std::ranges::any_of(kStoredTypes, [&](StoredType t) { return is(file_type(t)); }) ||
+                     std::ranges::any_of(more, is);
+  if (!plain || points < 0 || rank < 0 || rank > 1 ||
+      static_cast<std::uint64_t>(points) > limit / H5Tget_size(type.get())) {
     wrong();
   }
   const auto get = [&]<class T>(hid_t memory, T) -> AttributeValue {

@@ -10,6 +10,7 @@
 // Unless said otherwise every function throws DataError (file, path, reason), or ResourceError for a full disk.
 #include <cstddef>
 #include <cstdint>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -81,11 +82,14 @@ using AttributeValue = std::variant<std::int64_t, std::uint64_t, double, std::st
 class Hdf5File {
  public:
   enum class Access : std::uint8_t { read, modify };
+  /// Whose writer made the file. Of our own only what our writer makes is read: superblock 2 without an extension, text
+  /// of fixed length. That spares the library the part of its parsing that trusts a file most.
+  enum class Maker : std::uint8_t { tokenforge, anybody };
 
   /// A new file; an existing one is emptied.
   static Hdf5File create(const std::string& path);
   /// Throws for a file that is missing, is not HDF5 or is shorter than its own superblock says.
-  static Hdf5File open(const std::string& path, Access access = Access::read);
+  static Hdf5File open(const std::string& path, Access access = Access::read, Maker maker = Maker::tokenforge);
   Hdf5File(Hdf5File&& other) noexcept;
   Hdf5File& operator=(Hdf5File&& other) noexcept;
   Hdf5File(const Hdf5File&) = delete;
@@ -145,7 +149,7 @@ class Hdf5File {
   /// Bytes as a u8 dataset of one dimension; any content, also empty.
   void write_bytes(const std::string& path, std::string_view bytes);
   std::string read_bytes(const std::string& path) const;
-  /// UTF-8 text without NUL as a scalar string dataset. Reading accepts fixed and variable length.
+  /// UTF-8 text without NUL as a scalar string dataset.
   void write_text(const std::string& path, std::string_view text);
   std::string read_text(const std::string& path) const;
 
@@ -171,11 +175,16 @@ class Hdf5File {
                    std::uint64_t elements, const void* values);
   void read_range(const std::string& path, StoredType type, Range range, std::uint64_t first_row,
                   std::uint64_t elements, void* values) const;
-  void collect_datasets(const std::string& path, int depth, std::vector<std::string>& found) const;
+  /// No content of the file takes more.
+  std::uint64_t most_bytes() const;
+  bool is_hard_link(const std::string& path) const;
+  void collect_datasets(const std::string& path, int depth, std::set<std::uint64_t>& groups,
+                        std::vector<std::string>& found) const;
 
   std::string path_;
   std::int64_t id_ = -1;
   std::uint64_t file_bytes_ = 0;  // 0 for a new file: sizes are then not compared with it
+  Maker maker_ = Maker::tokenforge;
 };
 
 }  // namespace tforge

@@ -20,6 +20,9 @@ namespace tforge {
 
 namespace {
 
+constexpr std::size_t kMaxBytes = 256 << 10;
+constexpr std::ptrdiff_t kMaxDots = 2000;
+
 /// The value and the place it came from, for messages: "<where>: <key> ...".
 struct Entry {
   std::string key;
@@ -225,6 +228,11 @@ void with_place(const LoadedConfig& loaded, const std::string& source, const std
 }  // namespace
 
 LoadedConfig parse_config(std::string_view text, const std::string& source, const std::vector<std::string>& overrides) {
+  if (text.size() > kMaxBytes) throw ConfigError("{}: {} bytes, want at most {}", source, text.size(), kMaxBytes);
+  // Each dot of a key may open a table in a table, and tables are walked and destroyed by recursion.
+  if (const auto dots = std::ranges::count(text, '.'); dots > kMaxDots) {
+    throw ConfigError("{}: {} dots, want at most {}", source, dots, kMaxDots);
+  }
   toml::table document;
   try {
     document = toml::parse(text, source);
@@ -265,11 +273,13 @@ LoadedConfig parse_config(std::string_view text, const std::string& source, cons
 
 LoadedConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
   std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) {
+  std::string text(kMaxBytes + 1, '\0');  // the file may be a pipe
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (!file.is_open() || file.bad()) {
     throw ConfigError("{}: cannot be read: {}", path, std::generic_category().message(errno));
   }
-  return parse_config(text.str(), path, overrides);
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  return parse_config(text, path, overrides);
 }
 
 std::string to_toml(const RunConfig& config) {

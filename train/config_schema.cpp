@@ -11,6 +11,9 @@ namespace tforge {
 
 namespace {
 
+constexpr double kMaxTokens = 1e18;                // of a run; they are counted in 64 bits
+constexpr std::int64_t kMaxCount = 1'000'000'000;  // of what is counted in 32 bits: ranks, threads, files
+
 struct Check {
   std::string want;
   std::function<bool(double)> ok;
@@ -223,7 +226,7 @@ std::vector<Field> make_fields() {
                       "updates between evaluations on the validation split; 0: none"));
   f.push_back(integer("train.eval_tokens", MEMBER(train.eval_tokens), at_least(0),
                       "tokens of such an evaluation; 0: the whole split"));
-  f.push_back(integer("train.max_bad_steps", MEMBER(train.max_bad_steps), at_least(1),
+  f.push_back(integer("train.max_bad_steps", MEMBER(train.max_bad_steps), between(1, kMaxCount),
                       "stops the run after so many non-finite updates in a row; each is skipped"));
   f.push_back(integer("train.seed", MEMBER(train.seed), at_least(0), "seed of initialisation and sample order"));
   f.push_back(choice("train.dtype", MEMBER(train.dtype), {"f32", "f64"}, "arithmetic of the model"));
@@ -251,18 +254,18 @@ std::vector<Field> make_fields() {
   f.push_back(text("run.name", MEMBER(run.name), Text::may_be_empty, "a name to find the run by"));
   f.push_back(integer("run.save_every", MEMBER(run.save_every), at_least(0),
                       "updates between checkpoints; 0: only at the end"));
-  f.push_back(
-      integer("run.keep_last", MEMBER(run.keep_last), at_least(1), "checkpoints kept besides the ends of stages"));
+  f.push_back(integer("run.keep_last", MEMBER(run.keep_last), between(1, kMaxCount),
+                      "checkpoints kept besides the ends of stages"));
   f.push_back(choice("run.save", MEMBER(run.save), {"async", "blocking"},
                      "checkpoints are written beside the training, from a copy in memory, or while it waits"));
   f.push_back(duration("run.save_retry_s", MEMBER(run.save_retry_s),
                        "time after which a save that the disk refused is tried again"));
   f.push_back(integer("run.log_every", MEMBER(run.log_every), at_least(1), "updates between lines of progress"));
-  f.push_back(integer("run.threads", MEMBER(run.threads), at_least(0),
+  f.push_back(integer("run.threads", MEMBER(run.threads), between(0, kMaxCount),
                       "threads of a rank; 0: cores it may use / ranks on the node"));
   f.push_back(text("run.resume", MEMBER(run.resume), Text::required,
                    "auto: from the latest checkpoint in run.dir; never; or a checkpoint's path"));
-  f.push_back(integer("run.expect_ranks", MEMBER(run.expect_ranks), at_least(0),
+  f.push_back(integer("run.expect_ranks", MEMBER(run.expect_ranks), between(0, kMaxCount),
                       "fails at once with another number of ranks; 0: only asks the launcher"));
   f.push_back(choice("run.deterministic", MEMBER(run.deterministic), {"same_layout", "layout_independent"},
                      "what gives the same bits: the same parallel.dp and parallel.tp; or any, at a price"));
@@ -272,9 +275,9 @@ std::vector<Field> make_fields() {
   f.push_back(integer("run.max_restarts", MEMBER(run.max_restarts), at_least(0),
                       "restarts that save no new step before the run ends with code 13; 0: any number"));
 
-  f.push_back(
-      integer("parallel.dp", MEMBER(parallel.dp), at_least(0), "ranks that share the batch; 0: ranks / parallel.tp"));
-  f.push_back(integer("parallel.tp", MEMBER(parallel.tp), at_least(0),
+  f.push_back(integer("parallel.dp", MEMBER(parallel.dp), between(0, kMaxCount),
+                      "ranks that share the batch; 0: ranks / parallel.tp"));
+  f.push_back(integer("parallel.tp", MEMBER(parallel.tp), between(0, kMaxCount),
                       "ranks that share the parameter tokens; 0: ranks / parallel.dp"));
   f.push_back(choice("parallel.token_shards", MEMBER(parallel.token_shards), {"even", "append"},
                      "borders of parameter tokens: split anew, or added ranks own only added tokens"));
@@ -368,6 +371,12 @@ void validate(const RunConfig& config) {
     throw ConfigError("train.seq = {} is longer than model.max_seq = {}", train.seq, model.max_seq);
   }
   if (config.seq() < 2) throw ConfigError("train.seq = {}: at least 2 tokens are needed", config.seq());
+  const double tokens =
+      static_cast<double>(train.steps) * static_cast<double>(train.batch) * static_cast<double>(config.seq());
+  if (tokens > kMaxTokens) {
+    throw ConfigError("train.steps = {} of train.batch = {} sequences: {:.3g} tokens, at most {:.3g} are possible",
+                      train.steps, train.batch, tokens, kMaxTokens);
+  }
   if (train.micro_batch > train.batch) {
     throw ConfigError("train.micro_batch = {} is larger than train.batch = {}", train.micro_batch, train.batch);
   }
@@ -377,7 +386,7 @@ void validate(const RunConfig& config) {
   if (train.warmup_steps > train.steps) {
     throw ConfigError("train.warmup_steps = {} is more than train.steps = {}", train.warmup_steps, train.steps);
   }
-  if (train.warmup_steps + train.decay_steps > train.steps) {
+  if (train.decay_steps > train.steps - train.warmup_steps) {
     throw ConfigError("train.decay_steps = {} and train.warmup_steps = {} are together more than train.steps = {}",
                       train.decay_steps, train.warmup_steps, train.steps);
   }

@@ -126,7 +126,7 @@ double value_in(const std::vector<StateNumber>& numbers, const std::string& para
 ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request) {
   set_phase("expansion");
   const CheckpointReader reader = CheckpointReader::open(world, request.checkpoint);
-  RunConfig config = parse_config(reader.config(), request.checkpoint).config;
+  RunConfig config = stored_config(reader);
   const ModelConfig old_config = config.model;
   GrowthRequest wanted = request.growth;
   wanted.model = request.checkpoint;

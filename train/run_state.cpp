@@ -10,6 +10,8 @@ namespace tforge {
 
 namespace {
 
+constexpr std::int64_t kMaxCounter = std::int64_t{1} << 62;  // so that a run may go on counting from it
+
 /// Rows of a parameter among those held here, as rows of the checkpoint's tensor.
 RowRange stored_range(const Parameter& p, const RowRange& held) {
   if (p.spec.shape.rank() == 1) return {0, held.rows > 0 ? 1 : 0};
@@ -80,8 +82,8 @@ std::vector<AgeSegment> stored_ages(const CheckpointReader& reader, const std::s
   bool valid = !segments.empty() && numbers.size() % 3 == 0 && segments[0].first_row == 0;
   for (std::size_t i = 0; i < segments.size(); ++i) {
     const AgeSegment& s = segments[i];
-    valid = valid && s.age >= 0 && s.stage >= 0 && s.first_row < rows &&
-            (i == 0 || s.first_row > segments[i - 1].first_row);
+    valid = valid && s.age >= 0 && s.age <= kMaxCounter && s.stage >= 0 && s.stage <= kMaxCounter && s.first_row >= 0 &&
+            s.first_row < rows && (i == 0 || s.first_row > segments[i - 1].first_row);
   }
   if (!valid) throw CheckpointError("the age segments of {} are not those of a parameter of {} rows", path, rows);
   return segments;
@@ -133,15 +135,33 @@ CheckpointContents contents_of(const LanguageModel& model, const AdamW& optimize
   return contents;
 }
 
+RunConfig stored_config(const CheckpointReader& reader) {
+  const RunConfig config = parse_config(reader.config(), reader.path()).config;
+  std::int64_t numbers = 0;
+  for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
+    if (tensor.path.starts_with("model/")) numbers += tensor.shape.elements();
+  }
+  if (numbers != config.model.parameters()) {
+    throw CheckpointError("{}: its model has {} numbers, its configuration asks for {}", reader.path(), numbers,
+                          config.model.parameters());
+  }
+  return config;
+}
+
 RunState load_state(const CheckpointReader& reader) {
   const Attributes& s = reader.state();
+  const auto counter = [&](const char* name) {
+    const auto value = state_value<std::int64_t>(s, name);
+    if (value < 0 || value > kMaxCounter) throw CheckpointError("{}: {} is {}", reader.path(), name, value);
+    return value;
+  };
   RunState state;
-  state.step = state_value<std::int64_t>(s, "step");
-  state.tokens = state_value<std::int64_t>(s, "tokens");
-  state.samples = state_value<std::int64_t>(s, "samples");
-  state.schedule_start = state_value<std::int64_t>(s, "schedule_start");
-  state.skipped_steps = state_value<std::int64_t>(s, "skipped_steps");
-  state.growths_applied = state_value<std::int64_t>(s, "growths_applied");
+  state.step = counter("step");
+  state.tokens = counter("tokens");
+  state.samples = counter("samples");
+  state.schedule_start = counter("schedule_start");
+  state.skipped_steps = counter("skipped_steps");
+  state.growths_applied = counter("growths_applied");
   state.dataset_fingerprint = state_value<std::string>(s, "dataset_fingerprint");
   if (s.contains("salvaged")) state.salvaged = state_value<std::string>(s, "salvaged");
   return state;

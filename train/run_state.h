@@ -48,6 +48,10 @@ struct SaveInfo {
 CheckpointContents contents_of(const LanguageModel& model, const AdamW& optimizer, const RunState& state,
                                const SaveInfo& info, const Mesh& mesh);
 
+/// The configuration in a checkpoint. Throws ConfigError when it is none, CheckpointError when its model has not as
+/// many numbers as the tensors hold: whoever takes memory by the configuration takes no more than the file is worth.
+RunConfig stored_config(const CheckpointReader& reader);
+/// Throws CheckpointError for counters that no run can have.
 RunState load_state(const CheckpointReader& reader);
 /// Fills this rank's rows of the parameters, and the numbers of the model's state. Throws CheckpointError when the
 /// checkpoint's tensors are not those of the model.

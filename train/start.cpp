@@ -98,7 +98,7 @@ Start prepare_start(Communicator& world, const RunRequest& request, const TokenD
     start.config = request.asked.config;
     adopt_vocab(start.config, dataset.vocab(), dataset.path());
   } else {
-    const RunConfig before = parse_config(start.reader->config(), path).config;
+    const RunConfig before = stored_config(*start.reader);
     start.config = resumed(before, request.asked);
     if (start.reader->tokenizer().fingerprint != dataset.tokenizer().fingerprint()) {
       throw DataError("{} was made with another tokenizer than {}; prepare the text again with --tokenizer {}",

@@ -170,6 +170,29 @@ TEST(Config, MissingFile) {
   EXPECT_EQ(complaint([] { load_config("/"); }).rfind("/: cannot be read", 0), 0U);
 }
 
+TEST(Config, WhatWouldOverflowOrNestTooDeepIsRefused) {
+  const std::string most = "9223372036854775807";
+  for (const char* key : {"model.layers", "model.dim", "model.max_seq", "model.vocab", "model.tokens.ffn",
+                          "train.steps", "train.batch", "train.decay_steps", "run.keep_last", "parallel.tp"}) {
+    const std::string what = complaint_of("", {fmt::format("{}={}", key, most), "model.heads=1"});
+    EXPECT_NE(what.find(key), std::string::npos) << what;
+  }
+  EXPECT_EQ(
+      complaint_of("", {"model.layers=1000000000", "model.dim=1000000000", "model.heads=1"}),
+      "--set model.layers: model.layers = 1000000000 of model.dim = 1000000000: 2.05e+21 parameters, at most 1e+15 "
+      "are possible");
+  std::string deep = "a";
+  for (int i = 0; i < 100'000; ++i) deep += ".a";
+  EXPECT_EQ(complaint_of(deep + " = 1\n"), "c.toml: 100000 dots, want at most 2000");
+  EXPECT_EQ(complaint_of("# " + std::string(300'000, 'x')), "c.toml: 300098 bytes, want at most 262144");
+  // As deep as it may be: walked and destroyed without trouble.
+  EXPECT_NE(complaint_of(deep.substr(0, 2 * 1990 + 1) + " = 1\n").find("unknown key"), std::string::npos);
+}
+
+TEST(Config, NothingThatATerminalObeysIsPrinted) {
+  EXPECT_EQ(complaint_of("\"a\\u001b[2Jb\\nc\" = 1\n"), "c.toml:11:1: unknown key train.a\\x1b[2Jb\\x0ac");
+}
+
 TEST(Config, Overrides) {
   const RunConfig c = parse("lr = 1.0\n", {"train.lr=3e-4", "train.schedule=wsd", "run.dir=out/a b", "train.seed = 7",
                                            "train.max_time=2m", "run.name=\"q\"", "train.max_tokens=1_000"})

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <set>
 
 #include "core/errors.h"
 #include "storage/digest.h"
@@ -51,6 +52,13 @@ TEST(AtomicFile, FollowsTheUmask) {
   struct stat status {};
   ASSERT_EQ(::stat(scratch.path("file").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777U, 0640U);
+}
+
+TEST(AtomicFile, TemporaryNamesAreDrawnAnew) {
+  const Scratch scratch;
+  std::set<std::string> names;
+  for (int i = 0; i < 100; ++i) names.insert(AtomicFile(scratch.path("file")).temporary());
+  EXPECT_EQ(names.size(), 100U);
 }
 
 TEST(AtomicFile, ErrorsNameTheFile) {

@@ -167,9 +167,23 @@ f.attrs['text'] = 'variable length'
 f.attrs['count'] = np.int16(7)
 f.attrs['matrix'] = np.zeros((2, 2))
 f['words'] = 'a string'
+# 40 floors of two doors each: 2^40 ways up
+for i in range(40):
+  f.create_group(f'tower/{i}')
+for i in range(39):
+  f[f'tower/{i}/a'] = f[f'tower/{i}/b'] = f[f'tower/{i + 1}']
+f['nothing'] = np.zeros((1 << 20, 0))
+f.create_dataset('impossible', shape=(1 << 62, 4, 0), dtype='f4')
+layout = h5py.VirtualLayout(shape=(0,), maxshape=(None,), dtype='f8')
+source = h5py.VirtualSource('/etc/hostname', 'x', shape=(0,), maxshape=(None,))
+layout[0:h5py.h5s.UNLIMITED] = source[0:h5py.h5s.UNLIMITED]
+f.create_virtual_dataset('virtual', layout)
+f.attrs['odd'] = np.array(3, dtype='>i4')
 )",
                path);
-  const Hdf5File file = Hdf5File::open(path);
+  EXPECT_EQ(error_of<DataError>([&] { Hdf5File::open(path); }),
+            path + ": an HDF5 file that no writer of TokenForge has made; make it anew");
+  const Hdf5File file = Hdf5File::open(path, Hdf5File::Access::read, Hdf5File::Maker::anybody);
   EXPECT_EQ(file.read<float>("/plain").size(), 6U);
   EXPECT_EQ(file.attribute<std::string>("/", "text"), "variable length");
   EXPECT_EQ(file.attribute<std::int64_t>("/", "count"), 7);
@@ -180,14 +194,31 @@ f['words'] = 'a string'
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
   };
   refused("/big_endian", "its element type is not one of");
-  refused("/chunked", "stored in chunks or virtual");
-  refused("/bomb", "stored in chunks or virtual");
+  refused("/chunked", "stored in chunks, virtual");
+  refused("/bomb", "stored in chunks, virtual");
   refused("/late", "claims 8796093022208 bytes");
   refused("/external", "stored in an external file");
   refused("/soft", "a soft or external link");
   refused("/outside", "a soft or external link");
+  refused("/outside/x", "a soft or external link");
+  EXPECT_FALSE(file.exists("/outside/x"));
+  EXPECT_FALSE(file.exists("/soft/x"));
+  refused("/virtual", "stored in chunks, virtual");
+  refused("/impossible", "has impossible extents");
+  EXPECT_EQ(file.info("/nothing").elements(), 0U);
+  EXPECT_THROW(file.datasets_below("/tower"), DataError);
+  EXPECT_THROW(file.attribute("/", "odd"), DataError);
   EXPECT_THROW(file.attribute("/", "matrix"), DataError);
   EXPECT_THROW(file.datasets_below("/"), DataError);  // the loop and the links
+}
+
+TEST(Hdf5File, OurOwnFilesHaveTextOfFixedLength) {
+  const Scratch scratch;
+  const std::string path = small_file(scratch);
+  test::python("import h5py, sys\nf = h5py.File(sys.argv[1], 'r+')\nf.attrs['text'] = 'x'\nf['words'] = 'x'\n", path);
+  const Hdf5File file = Hdf5File::open(path);
+  EXPECT_THROW(file.attribute("/", "text"), DataError);
+  EXPECT_THROW(file.read_text("/words"), DataError);
 }
 
 TEST(Hdf5File, FullDiskIsAResourceErrorAndTheProcessEndsWell) {

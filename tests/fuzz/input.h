@@ -1,0 +1,103 @@
+#pragma once
+// What the targets share: errors that are allowed, files for readers that want a path, and HDF5 files made of a sound
+// one and a few changes.
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/errors.h"
+#include "fuzz/targets.h"
+#include "support/scratch.h"
+
+extern "C" std::uint32_t H5_checksum_metadata(const void* bytes, std::size_t count, std::uint32_t seed);  // of libhdf5
+
+namespace tforge::fuzz {
+
+inline std::string text_of(Input input) { return {input.begin(), input.end()}; }
+
+/// Runs `read`. An error of ours with an exit code for bad input must be one printable line; others are findings.
+template <class Read>
+void refuse_or(Read&& read) {
+  try {
+    read();
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    if (what.empty() || printable(what) != what) throw Finding("an error that is not one line: " + printable(what));
+    if (error.code() != ExitCode::bad_input && error.code() != ExitCode::no_resources &&
+        error.code() != ExitCode::damaged) {
+      throw Finding("an error of another kind: " + what);
+    }
+  }
+}
+
+/// A folder of this process, and a file in it that is written anew for each input.
+inline std::string input_path() {
+  static const test::Scratch scratch;
+  return scratch.path("input.h5");
+}
+inline void write_bytes(const std::string& path, std::string_view bytes) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  if (!file) throw std::runtime_error("cannot write " + path);
+}
+inline std::string bytes_of_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// An HDF5 file whose metadata carry checksums, to be changed in a few places and given the right checksums again:
+/// whoever makes a file by hand does the same. Blind changes would end at the first checksum.
+class SoundFile {
+ public:
+  explicit SoundFile(std::string bytes) : bytes_(std::move(bytes)) {
+    constexpr std::size_t kMostBlock = 1 << 14;
+    for (const char* signature : {"\x89HDF", "OHDR", "OCHK", "FRHP", "FHDB", "FHIB", "BTHD", "BTIN", "BTLF"}) {
+      for (std::size_t at = bytes_.find(signature); at != std::string::npos; at = bytes_.find(signature, at + 1)) {
+        for (std::size_t size = 8; size < kMostBlock && at + size + 4 <= bytes_.size(); ++size) {
+          std::uint32_t stored = 0;
+          std::memcpy(&stored, bytes_.data() + at + size, sizeof stored);
+          if (H5_checksum_metadata(bytes_.data() + at, size, 0) != stored) continue;
+          blocks_.push_back({at, size});
+          break;
+        }
+      }
+    }
+  }
+
+  const std::string& bytes() const { return bytes_; }
+
+  /// Applies changes of the form: offset (u16, of 65536ths of the metadata), count - 1 (u8, of which the lower three
+  /// bits), bytes. An input that is a file itself replaces all.
+  std::string changed(Input input) const {
+    std::string text = text_of(input);
+    if (text.starts_with("\x89HDF")) return text;
+    std::string result = bytes_;
+    constexpr std::size_t kHead = 3;
+    while (text.size() > kHead) {
+      std::uint16_t offset = 0;
+      std::memcpy(&offset, text.data(), sizeof offset);
+      const std::size_t count =
+          std::min<std::size_t>((static_cast<unsigned char>(text[2]) & 7U) + 1, text.size() - kHead);
+      const std::size_t at = offset % result.size();
+      result.replace(at, std::min(count, result.size() - at), text, kHead, std::min(count, result.size() - at));
+      text.erase(0, kHead + count);
+    }
+    for (const auto& [at, size] : blocks_) {
+      const std::uint32_t sum = H5_checksum_metadata(result.data() + at, size, 0);
+      std::memcpy(result.data() + at + size, &sum, sizeof sum);
+    }
+    return result;
+  }
+
+ private:
+  struct Block {
+    std::size_t at, size;
+  };
+  std::string bytes_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace tforge::fuzz

@@ -1,0 +1,43 @@
+// Every target over its seeds and over tests/fuzz/regressions/<target>/: inputs that once broke something.
+#include <gtest/gtest.h>
+
+#include "fuzz/input.h"
+
+namespace tforge::fuzz {
+namespace {
+
+class Regressions : public testing::TestWithParam<const Target*> {};
+
+TEST_P(Regressions, SeedsAreRead) {
+  const std::vector<std::string> seeds = GetParam()->seeds();
+  ASSERT_FALSE(seeds.empty());
+  for (const std::string& seed : seeds) {
+    EXPECT_NO_THROW(GetParam()->run({reinterpret_cast<const std::uint8_t*>(seed.data()), seed.size()}));
+  }
+  EXPECT_NO_THROW(GetParam()->run({}));
+}
+
+TEST_P(Regressions, NoneComesBack) {
+  const std::filesystem::path folder =
+      std::filesystem::path(TFORGE_SOURCE_DIR) / "tests/fuzz/regressions" / GetParam()->name;
+  if (!std::filesystem::exists(folder)) return;  // nothing was found yet
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string bytes = bytes_of_file(entry.path());
+    EXPECT_NO_THROW(GetParam()->run({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()}))
+        << entry.path();
+  }
+}
+
+std::vector<const Target*> all() {
+  std::vector<const Target*> pointers;
+  for (const Target& target : targets()) pointers.push_back(&target);
+  return pointers;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fuzz, Regressions, testing::ValuesIn(all()),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+TEST(Targets, AnUnknownNameIsRefused) { EXPECT_THROW(target("none"), std::invalid_argument); }
+
+}  // namespace
+}  // namespace tforge::fuzz
