@@ -123,7 +123,7 @@ void print_json(const CheckpointReader& reader) {
                        {"parent_uuid", r.parent_uuid},
                        {"created", r.created}});
   }
-  const RunConfig config = parse_config(reader.config(), reader.path()).config;
+  const RunConfig config = stored_config(reader);
   const ordered_json json = {{"file", reader.path()},
                              {"bytes", info.file_bytes},
                              {"format", info.format},
