@@ -12,7 +12,7 @@ namespace {
     case ExitCode::bad_input: throw DataError(message);
     case ExitCode::no_resources: throw ResourceError(message);
     case ExitCode::damaged: throw CheckpointError(message);
-    default: throw InternalError(message);
+    default: throw Error(static_cast<ExitCode>(code), message);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <set>
 
 #include "checkpoint/manifest.h"
 #include "core/errors.h"
@@ -15,6 +16,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "step_";
 constexpr std::string_view kSuffix = ".h5";
+constexpr std::string_view kManifest = ".manifest";
 constexpr std::size_t kDigits = 8;
 
 std::vector<std::string> names_in(const std::string& folder) {
@@ -28,9 +30,18 @@ std::vector<std::string> names_in(const std::string& folder) {
   return names;
 }
 
+/// A regular file. Throws DataError where the folder lets nobody look.
 bool exists(const std::string& path) {
   std::error_code error;
-  return fs::is_regular_file(path, error);
+  const bool file = fs::is_regular_file(path, error);
+  if (error == std::errc::permission_denied) throw DataError("{}: {}", path, error.message());
+  return file;
+}
+
+/// Anything of that name, be it a link to nowhere.
+bool is_taken(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
 }
 
 void move(const std::string& from, const std::string& to) {
@@ -72,18 +83,22 @@ std::optional<std::int64_t> step_of_name(const std::string& name) {
 }
 
 std::vector<CheckpointFile> checkpoint_files(const std::string& folder) {
-  std::vector<CheckpointFile> found;
-  for (const std::string& name : names_in(folder)) {
+  std::set<std::int64_t> steps;
+  for (std::string name : names_in(folder)) {
+    const std::string path = folder + "/" + name;
+    if (name.ends_with(kManifest)) name.resize(name.size() - kManifest.size());
     const std::optional<std::int64_t> step = step_of_name(name);
-    if (step && exists(folder + "/" + name)) found.push_back({folder + "/" + name, *step});
+    if (step && exists(path)) steps.insert(*step);
   }
-  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
+  std::vector<CheckpointFile> found;
+  for (const std::int64_t step : steps) found.push_back({folder + "/" + checkpoint_name(step), step});
   return found;
 }
 
 std::vector<CheckpointFile> list_checkpoints(const std::string& folder) {
   std::vector<CheckpointFile> found = checkpoint_files(folder);
-  std::erase_if(found, [](const CheckpointFile& file) { return !exists(manifest_path(file.path)); });
+  std::erase_if(found,
+                [](const CheckpointFile& file) { return !exists(file.path) || !exists(manifest_path(file.path)); });
   return found;
 }
 
@@ -123,7 +138,6 @@ std::vector<std::string> recover_commits(const std::string& folder) {
   for (const std::string& manifest : names) {
     if (!is_temporary_name(manifest)) continue;
     const std::string target = folder + "/" + std::string(target_of_temporary(manifest));
-    constexpr std::string_view kManifest = ".manifest";
     if (!target.ends_with(kManifest) || exists(target)) continue;
     const std::string path = target.substr(0, target.size() - kManifest.size());
     const std::string name = path.substr(folder.size() + 1);
@@ -149,9 +163,9 @@ std::vector<std::string> recover_commits(const std::string& folder) {
 
 std::string set_aside(const std::string& path) {
   std::string to = path + ".damaged";
-  for (int i = 2; exists(to) || exists(manifest_path(to)); ++i) to = fmt::format("{}.damaged{}", path, i);
-  move(path, to);
-  if (exists(manifest_path(path))) move(manifest_path(path), manifest_path(to));
+  for (int i = 2; is_taken(to) || is_taken(manifest_path(to)); ++i) to = fmt::format("{}.damaged{}", path, i);
+  if (is_taken(path)) move(path, to);
+  if (is_taken(manifest_path(path))) move(manifest_path(path), manifest_path(to));
   sync_folder(folder_of(path));
   return to;
 }

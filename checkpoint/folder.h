@@ -17,10 +17,10 @@ std::string checkpoint_name(std::int64_t step);
 /// The step in such a name; nothing for any other name.
 std::optional<std::int64_t> step_of_name(const std::string& name);
 
-/// Regular files of a folder with such a name, oldest step first; none when the folder is missing. Throws DataError
-/// when the folder cannot be read.
+/// The checkpoints of a folder, by their names, of which the file or the manifest is there, oldest step first; none
+/// when the folder is missing. Throws DataError when the folder cannot be read.
 std::vector<CheckpointFile> checkpoint_files(const std::string& folder);
-/// Those of them that have a manifest. Whether they are whole shows when they are opened.
+/// Those of them that have both. Whether they are whole shows when they are opened.
 std::vector<CheckpointFile> list_checkpoints(const std::string& folder);
 /// The last of them.
 std::optional<CheckpointFile> latest_checkpoint(const std::string& folder);
@@ -33,8 +33,8 @@ std::vector<std::string> prune_checkpoints(const std::string& folder, int keep_l
 /// names. Returns the checkpoints that have their names now. Only while no other job saves there.
 std::vector<std::string> recover_commits(const std::string& folder);
 
-/// Renames a checkpoint and its manifest, where there is one, to PATH.damaged (PATH.damaged2, ...), which no job takes
-/// for a checkpoint of a run. Returns the new name. Throws DataError.
+/// Renames a checkpoint and its manifest, or what is there of them, to PATH.damaged (PATH.damaged2, ...), which no job
+/// takes for a checkpoint of a run. Returns the new name. Throws DataError.
 std::string set_aside(const std::string& path);
 
 /// Removes what killed saves left behind: temporaries of checkpoints and manifests, no other file. Only while no other

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -132,13 +133,19 @@ Manifest read_manifest(const std::string& checkpoint) {
 
 Manifest read_manifest(const std::string& checkpoint, const std::string& path, const std::string& name) {
   const std::uint64_t file_bytes = PlainFile(checkpoint, PlainFile::Access::read).size();
+  const auto unreadable = [&](std::string_view why) {
+    return CheckpointError(
+        "{}: no readable manifest beside it, so its save did not finish or the manifest was lost ({})", checkpoint,
+        why);
+  };
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(path, ignored)) throw unreadable(path + ": no such file");
+  const PlainFile opened(path, PlainFile::Access::read);  // one that may not be opened may be whole
   std::string text;
   try {
     text = read_file(path, manifest_limit(file_bytes));
   } catch (const DataError& error) {
-    throw CheckpointError(
-        "{}: no readable manifest beside it, so its save did not finish or the manifest was lost ({})", checkpoint,
-        error.what());
+    throw unreadable(error.what());
   }
   Manifest manifest;
   try {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <set>
 
@@ -9,6 +10,7 @@
 #include "checkpoint/integrity.h"
 #include "checkpoint/manifest.h"
 #include "core/errors.h"
+#include "core/printable.h"
 #include "storage/digest.h"
 
 namespace tforge {
@@ -50,7 +52,7 @@ class CheckedFile {
     }
     for (const auto& [name, value] : result) {
       const auto* text = std::get_if<std::string>(&value);
-      if (text != nullptr && printable(*text) != *text) {
+      if (printable(name) != name || (text != nullptr && printable(*text) != *text)) {
         throw CheckpointError("attribute '{}' of {} has control characters", name, path);
       }
     }
@@ -81,6 +83,15 @@ void convert(const std::byte* from, std::uint64_t count, To* to) {
     std::memcpy(&value, from + i * sizeof value, sizeof value);
     to[i] = static_cast<To>(value);
   }
+}
+
+/// One that cannot be opened may be whole, unless its manifest is all there is.
+PlainFile open_file(const std::string& path) {
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(path, ignored) && std::filesystem::exists(manifest_path(path), ignored)) {
+    throw CheckpointError("{}: the file is missing; only its manifest is there", path);
+  }
+  return {path, PlainFile::Access::read};
 }
 
 void check_manifest_agrees(const CheckpointReader& reader, const Manifest& manifest) {
@@ -172,7 +183,7 @@ void CheckpointReader::load(const std::string& path) {
 }
 
 CheckpointReader CheckpointReader::open(const std::string& path, Verify verify) {
-  CheckpointReader reader(PlainFile(path, PlainFile::Access::read));
+  CheckpointReader reader(open_file(path));
   if (verify == Verify::rows_when_read) {
     reader.load(path);
     return reader;
@@ -189,7 +200,7 @@ CheckpointReader CheckpointReader::open(Communicator& world, const std::string& 
   PlainFile file;
   Manifest manifest;
   const std::vector<std::string> digests = together(world, [&] {
-    file = PlainFile(path, PlainFile::Access::read);
+    file = open_file(path);
     manifest = read_manifest(path);
     return manifest.digest;
   });

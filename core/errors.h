@@ -5,7 +5,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <utility>
 
 namespace tforge {
@@ -24,13 +23,9 @@ enum class ExitCode : int {
   internal = 70,     // a defect of TokenForge itself
 };
 
-/// The text with its control characters written as "\x1b": one line, and nothing that a terminal obeys. Names and
-/// values from files end up in messages.
-std::string printable(std::string_view text);
-
 class Error : public std::runtime_error {
  public:
-  Error(ExitCode code, std::string_view message) : std::runtime_error(printable(message)), code_(code) {}
+  Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
   ExitCode code() const noexcept { return code_; }
 
  private:

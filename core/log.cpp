@@ -5,7 +5,7 @@
 #include <chrono>
 #include <cstdio>
 
-#include "core/errors.h"
+#include "core/printable.h"
 
 namespace tforge::log {
 

@@ -258,7 +258,9 @@ class TokenDatasetWriter::Impl {
         tokenizer_(tokenizer),
         source_(std::move(source)),
         type_(token_type(tokenizer.vocab_size())),
-        parts_{Part(path_), Part(path_), Part(path_)} {}
+        parts_{Part(path_), Part(path_), Part(path_)} {
+    remove_temporaries_of(path_);
+  }
 
   void add(Split split, std::span<const std::int32_t> tokens) {
     Part& part = parts_[static_cast<std::size_t>(split)];

@@ -16,6 +16,7 @@
 
 #include "core/log.h"
 #include "core/nearest.h"
+#include "core/printable.h"
 #include "core/version.h"
 
 namespace tforge {

@@ -6,6 +6,7 @@
 
 #include "checkpoint/folder.h"
 #include "checkpoint/reader.h"
+#include "core/printable.h"
 #include "data/token_dataset.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
@@ -149,7 +150,7 @@ ExitCode print_state(Communicator& world, const std::string& path) {
     reader.verify_rows(world);
     line = fmt::format("whole    {}  step {}", path, reader.info().step);
   } catch (const CheckpointError& e) {
-    line = fmt::format("damaged  {}", e.what());
+    line = fmt::format("damaged  {}", printable(e.what()));
     code = ExitCode::damaged;
   }
   if (world.rank() == 0) std::puts(line.c_str());
@@ -224,7 +225,7 @@ int main(int argc, char** argv) {
     if (verify) return print_state(world, path);
     const CheckpointReader reader = CheckpointReader::open(world, path);
     if (world.rank() != 0) return ExitCode::done;
-    if (config) std::fputs(reader.config().c_str(), stdout);
+    if (config) std::fputs(to_toml(stored_config(reader)).c_str(), stdout);
     else if (json) print_json(reader);
     else print_checkpoint(reader);
     return ExitCode::done;

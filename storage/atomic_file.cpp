@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "core/errors.h"
+#include "core/log.h"
 #include "storage/digest.h"
 
 namespace tforge {
@@ -179,6 +181,16 @@ bool is_temporary_name(std::string_view name) {
   return name[name.size() - kHexDigits - 1] == '.' && std::all_of(digits.begin(), digits.end(), [](char c) {
            return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
          });
+}
+
+void remove_temporaries_of(const std::string& target) {
+  const std::string folder = folder_of(target);
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename();
+    if (!is_temporary_name(name) || target_of_temporary(name) != target.substr(target.rfind('/') + 1)) continue;
+    if (::unlink(it->path().c_str()) == 0) log::info("removed {}/{}, left by a killed job", folder, name);
+  }
 }
 
 }  // namespace tforge

@@ -81,5 +81,8 @@ std::string temporary_name(const std::string& target);
 bool is_temporary_name(std::string_view name);
 /// NAME of such a name.
 std::string_view target_of_temporary(std::string_view name);
+/// Removes the temporaries of `target` that killed jobs have left, and logs their names; what cannot be removed stays.
+/// Only while nobody else writes this file.
+void remove_temporaries_of(const std::string& target);
 
 }  // namespace tforge

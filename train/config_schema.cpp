@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/printable.h"
 #include "model/models.h"
 #include "parallel/communicator.h"
 #include "parallel/ordered_sum.h"
@@ -72,10 +73,12 @@ enum class Text { required, may_be_empty };
 template <class Member>
 Field text(std::string key, Member member, Text need, std::string doc) {
   Field f{std::move(key), FieldType::text, std::move(doc), {}, "", {}, {}, {}};
-  if (need == Text::required) {
-    f.want = "a text that is not empty";
-    f.in_range = [](const FieldValue& v) { return !std::get<std::string>(v).empty(); };
-  }
+  f.want = need == Text::required ? "a text that is not empty, without control characters"
+                                  : "a text without control characters";
+  f.in_range = [need](const FieldValue& v) {
+    const auto& given = std::get<std::string>(v);
+    return printable(given) == given && !(given.empty() && need == Text::required);
+  };
   f.get = [member](const RunConfig& c) { return FieldValue(member(c)); };
   f.set = [member](RunConfig& c, const FieldValue& v) { member(c) = std::get<std::string>(v); };
   return f;

@@ -5,10 +5,12 @@
 #include <limits>
 #include <vector>
 
+#include "checkpoint/manifest.h"
 #include "core/errors.h"
 #include "core/rng.h"
 #include "core/version.h"
 #include "model/models.h"
+#include "storage/atomic_file.h"
 #include "train/run_state.h"
 
 namespace tforge {
@@ -218,6 +220,9 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
     for (CheckpointTensor& tensor : contents.tensors) {
       if (tensor.path == "model/" + p.path()) tensor.attributes["shard_borders"] = rows;
     }
+  }
+  if (world.rank() == 0) {
+    for (const std::string& file : {request.output, manifest_path(request.output)}) remove_temporaries_of(file);
   }
   save_checkpoint(world, request.output, contents);
   return result;

@@ -92,10 +92,6 @@ std::vector<Bucket> buckets_in_order(const RunConfig& config, const ParameterSet
   return buckets;
 }
 
-}  // namespace
-
-namespace {
-
 std::size_t fewest_micro_batches(const RunConfig& config, int dp) {
   std::size_t fewest = micro_batches(config, dp, 0).size();
   for (int r = 1; r < dp; ++r) fewest = std::min(fewest, micro_batches(config, dp, r).size());

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "checkpoint/agreement.h"
 #include "core/log.h"
 #include "core/version.h"
 #include "kernels/gemm.h"
@@ -62,8 +63,11 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   // A layout that cannot be is no start of the run.
   deal_sequences(config, mesh.dp);
   plan_shards(config, mesh.tp, start.reader ? &*start.reader : nullptr);
-  std::optional<StartRecord> record;
-  if (world.rank() == 0) record = prepare_folder(start);
+  std::optional<StartRecord> record;  // of rank 0
+  together(world, [&] {
+    if (world.rank() == 0) record = prepare_folder(start);
+    return std::string();
+  });
   Allocator allocator;
   Stream stream;
   const std::unique_ptr<Trainer> trainer = make_trainer(start, dataset, mesh, allocator, stream);

@@ -75,6 +75,10 @@ void choose_checkpoint(Communicator& world, const RunRequest& request, Start& st
       return take(path);
     } catch (const CheckpointError& error) {
       start.damaged.push_back({path, error.what()});
+    } catch (const DataError& error) {
+      throw DataError(
+          "{}; nothing was trained: mend that, or move the checkpoint and its manifest away to go on from an older one",
+          error.what());
     }
   }
   if (!start.damaged.empty()) {

@@ -15,23 +15,12 @@ namespace {
 constexpr const char* kName = "starts.json";
 constexpr std::uint64_t kLimit = 4096;  // bytes of a record
 
-/// What starts killed while they wrote the record have left.
-void remove_temporaries_of(const std::string& folder) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename();
-    if (name.starts_with(std::string(".") + kName + ".") && is_temporary_name(name)) {
-      std::filesystem::remove(entry.path(), ignored);
-    }
-  }
-}
-
 }  // namespace
 
 StartRecord StartRecord::count(const std::string& folder, std::int64_t step, const std::string& fingerprint,
                                std::int64_t max_restarts) {
   const std::string path = folder + "/" + kName;
-  remove_temporaries_of(folder);
+  remove_temporaries_of(path);
   std::int64_t before = 0;
   if (std::error_code error; std::filesystem::exists(path, error)) {
     const auto json = nlohmann::json::parse(read_file(path, kLimit), nullptr, /*allow_exceptions=*/false);

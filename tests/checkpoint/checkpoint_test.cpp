@@ -184,6 +184,18 @@ TEST(Checkpoint, ErrorsAreEveryonesErrors) {
               });
             }),
             who + "no room");
+  const auto code = [&] {
+    try {
+      together(world, [&]() -> std::string {
+        if (world.rank() == last) throw CrashLoopError("again");
+        return "";
+      });
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ExitCode::done;
+  };
+  EXPECT_EQ(code(), ExitCode::crash_loop);
 
   test::Sample gap = sample(world.rank(), world.size(), Size::tiny);
   if (world.rank() == last) gap.contents.tensors[1].blocks[0].rows -= 1;
@@ -317,6 +329,11 @@ TEST(Checkpoint, LostRenamedAndExchangedFiles) {
   const std::string b = tiny(scratch.folder(), 2);
   EXPECT_EQ(error_of<DataError>([&] { CheckpointReader::open(scratch.path("step_00000003.h5")); }),
             scratch.path("step_00000003.h5") + ": cannot be opened: No such file or directory");
+
+  const std::string lost = tiny(scratch.folder(), 3);
+  fs::remove(lost);
+  EXPECT_EQ(error_of<CheckpointError>([&] { CheckpointReader::open(lost); }),
+            lost + ": the file is missing; only its manifest is there");
 
   fs::rename(manifest_path(a), scratch.path("kept"));
   EXPECT_NE(error_of<CheckpointError>([&] { CheckpointReader::open(a); }).find("no readable manifest beside it"),
@@ -486,7 +503,11 @@ TEST(CheckpointFolder, DamagedOnesAreSetAside) {
   EXPECT_EQ(checkpoint_files(scratch.folder()).size(), 1U);
   EXPECT_TRUE(list_checkpoints(scratch.folder()).empty());
   EXPECT_EQ(set_aside(path), path + ".damaged2");
-  EXPECT_EQ(files_in(scratch.folder()), 3U);
+  std::ofstream(manifest_path(path)) << "without its file";
+  EXPECT_EQ(checkpoint_files(scratch.folder()).size(), 1U);
+  EXPECT_TRUE(list_checkpoints(scratch.folder()).empty());
+  EXPECT_EQ(set_aside(path), path + ".damaged3");
+  EXPECT_EQ(files_in(scratch.folder()), 4U);
 }
 
 TEST(Checkpoint, SalvageAllowsDamagedMomentsAlone) {

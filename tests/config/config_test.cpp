@@ -189,10 +189,6 @@ TEST(Config, WhatWouldOverflowOrNestTooDeepIsRefused) {
   EXPECT_NE(complaint_of(deep.substr(0, 2 * 1990 + 1) + " = 1\n").find("unknown key"), std::string::npos);
 }
 
-TEST(Config, NothingThatATerminalObeysIsPrinted) {
-  EXPECT_EQ(complaint_of("\"a\\u001b[2Jb\\nc\" = 1\n"), "c.toml:11:1: unknown key train.a\\x1b[2Jb\\x0ac");
-}
-
 TEST(Config, Overrides) {
   const RunConfig c = parse("lr = 1.0\n", {"train.lr=3e-4", "train.schedule=wsd", "run.dir=out/a b", "train.seed = 7",
                                            "train.max_time=2m", "run.name=\"q\"", "train.max_tokens=1_000"})

@@ -1,4 +1,4 @@
-// Typed errors and their exit codes; the nearest name; the norms' names and first scales.
+// Typed errors and their exit codes; printable text; the nearest name; the norms' names and first scales.
 #include "core/errors.h"
 
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 
 #include "core/nearest.h"
 #include "core/pattention_norm.h"
+#include "core/printable.h"
 #include "core/version.h"
 #include "support/scratch.h"
 
@@ -24,6 +25,15 @@ int code_of() {
     EXPECT_STREQ(error.what(), "a is 3");
     return static_cast<int>(error.code());
   }
+}
+
+TEST(Printable, NothingThatATerminalObeysIsLeft) {
+  EXPECT_EQ(printable("caf\xc3\xa9 \xf0\x9f\x98\x80 \\x1b"), "caf\xc3\xa9 \xf0\x9f\x98\x80 \\x1b");
+  EXPECT_EQ(printable(std::string_view("a\0\n\t\x1b[2J\x7f", 9)), "a\\x00\\x0a\\x09\\x1b[2J\\x7f");
+  EXPECT_EQ(printable("\xc2\x9b"
+                      "2J \xc2\xa0 \xc2"),
+            "\\xc2\\x9b"
+            "2J \xc2\xa0 \xc2");
 }
 
 // The numbers are what scripts of users compare with: docs/exit_codes.md.

@@ -166,7 +166,7 @@ class Damage:
         salvage = rng.random() < 0.2
         named = rng.random() < 0.2
         asked = name_of(rng.choice(self.steps)) if named else ""
-        there = [p.name for p in folder.glob("step_*.h5") if p.is_file()]
+        there = sorted({p.name.removesuffix(".manifest") for p in folder.glob("step_*.h5*") if p.is_file()})
 
         loader = self.loaders.get()
         try:

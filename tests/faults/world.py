@@ -368,12 +368,12 @@ class World:
         content = content_of(folder / "work" / stage.result)
         different = sorted(k for k in content.keys() | quiet.content.keys() if content.get(k) != quiet.content.get(k))
         require(not different, f"WRONG: {folder}/work/{stage.result} differs from the quiet run's in {different}")
-        if stage is EXPAND:
-            return
-        losses = losses_of(folder / "work/run")
-        require(losses == quiet.losses, f"WRONG: losses differ from the quiet run's: {losses} {quiet.losses}")
-        left = [name for name in os.listdir(folder / "work/run") if name.endswith(".tmp") or ".damaged" in name]
-        require(not left, f"left in run.dir: {left}")
+        written = folder / "work" if stage is EXPAND else folder / "work/run"
+        left = [name for name in os.listdir(written) if name.endswith(".tmp") or ".damaged" in name]
+        require(not left, f"left in {written}: {left}")
+        if stage is not EXPAND:
+            losses = losses_of(written)
+            require(losses == quiet.losses, f"WRONG: losses differ from the quiet run's: {losses} {quiet.losses}")
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)

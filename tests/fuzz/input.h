@@ -18,17 +18,15 @@ namespace tforge::fuzz {
 
 inline std::string text_of(Input input) { return {input.begin(), input.end()}; }
 
-/// Runs `read`. An error of ours with an exit code for bad input must be one printable line; others are findings.
+/// Runs `read`. An error of ours with an exit code for bad input is allowed; others are findings.
 template <class Read>
 void refuse_or(Read&& read) {
   try {
     read();
   } catch (const Error& error) {
-    const std::string what = error.what();
-    if (what.empty() || printable(what) != what) throw Finding("an error that is not one line: " + printable(what));
     if (error.code() != ExitCode::bad_input && error.code() != ExitCode::no_resources &&
         error.code() != ExitCode::damaged) {
-      throw Finding("an error of another kind: " + what);
+      throw Finding(std::string("an error of another kind: ") + error.what());
     }
   }
 }

@@ -2,9 +2,8 @@
 // Readers of files from other hands, as functions of one input. libFuzzer calls them with inputs that it makes up
 // (scripts/fuzz.sh), regressions_test.cpp with the seeds and with every input that once broke something.
 //
-// A target returns for a file that was read and for one that was refused with an error of ours: one printable line,
-// exit code 2, 3 or 4. Anything else is a finding: it throws Finding or what the reader threw, or the sanitizers end
-// it.
+// A target returns for a file that was read and for one that was refused with an error of ours of exit code 2, 3 or 4.
+// Anything else is a finding: it throws Finding or what the reader threw, or the sanitizers end it.
 #include <cstdint>
 #include <span>
 #include <stdexcept>

@@ -66,6 +66,12 @@ class Configuration(JobTest):
         self.file_fails("bad.toml:4:7: #expected value#", "dim = 32", "dim = ")
         self.file_fails("bad.toml: data.path is missing: token dataset written by tf_prepare", 'path = "data.h5"', "")
 
+    def test_nothing_that_a_terminal_obeys_is_printed(self):
+        self.file_fails(r"bad.toml:16:1: unknown key train.a\x1b[2J\x0ab", "batch = 4", r'"a\u001b[2J\nb" = 4')
+        self.file_fails(r'bad.toml:25:7: run.dir = "r\u001Bn": want a text that is not empty, without control characters',
+                        'dir = "run"', r'dir = "r\u001bn"')
+        self.fails(2, r"no\x1b[2Jne.toml: cannot be read: No such file or directory", "tf_train", "--config", "no\x1b[2Jne.toml")
+
     def test_overrides(self):
         self.train_fails("--set train.lrr: unknown key train.lrr; did you mean `train.lr`?", "train.lrr=1")
         self.train_fails("--set lr: unknown key lr; did you mean `train.lr`?", "lr=1")

@@ -13,7 +13,7 @@ import unittest
 
 import h5py
 
-from support import BIN, MPIRUN, JobTest, SmallDisk, names_in
+from support import BIN, MPIRUN, Ended, JobTest, SmallDisk, names_in
 
 
 def content(path):
@@ -183,6 +183,50 @@ class Saving(JobTest):
         self.assertIn("SALVAGE of salvaged/step_00000006.h5: optim/layers.0.ffn.keys/m is damaged", ended.err)
         self.assertIn("state       salvaged = step 6: optim/layers.0.ffn.keys/m",
                       self.ok("tf_inspect", "salvaged/step_00000008.h5").out)
+
+    def test_a_lost_file_is_named(self):
+        self.ok("tf_train", "--config", "tiny.toml", "--set", "run.dir=lost")
+        os.remove(self.path("lost/step_00000006.h5"))
+        damage = "lost/step_00000006.h5: the file is missing; only its manifest is there"
+        listing = self.run_job("tf_inspect", "--verify", "lost")
+        self.assertEqual(listing.code, 4, listing)
+        self.assertEqual(listing.out, f"whole    lost/step_00000003.h5  step 3\ndamaged  {damage}\n")
+        ended = self.ok("tf_train", "--config", "tiny.toml", "--set", "run.dir=lost")
+        self.assertIn(f"DAMAGED CHECKPOINT: {damage}\n", ended.err)
+        self.assertIn("goes on from the OLDER lost/step_00000003.h5 (step 3)", ended.err)
+        self.assertIn("step_00000006.h5.damaged.manifest", names_in(self.path("lost")))
+
+    def test_what_may_not_be_read_is_no_damage(self):
+        self.ok("tf_train", "--config", "tiny.toml", "--set", "run.dir=locked")
+        before = names_in(self.path("locked"))
+        os.chmod(self.folder, 0o755)
+        for name in ["step_00000006.h5", "step_00000006.h5.manifest"]:
+            os.chmod(self.path(f"locked/{name}"), 0)
+            ended = self.ends_as_nobody("tf_train", "--config", "tiny.toml", "--set", "run.dir=locked", "--set", "train.steps=9")
+            self.assertEqual(ended.code, 2, ended)
+            self.assertEqual(ended.errors, [
+                f"tf_train: error: locked/{name}: cannot be opened: Permission denied; nothing was trained: mend that, or move the "
+                "checkpoint and its manifest away to go on from an older one"])
+            os.chmod(self.path(f"locked/{name}"), 0o644)
+        self.assertEqual(names_in(self.path("locked")), before)
+        ended = self.ok("tf_train", "--config", "tiny.toml", "--set", "run.dir=locked", "--set", "train.steps=7")
+        self.assertIn("goes on from locked/step_00000006.h5 (step 6)", ended.err)
+
+    def ends_as_nobody(self, job, *arguments):
+        """For whom permissions count; for root they do not."""
+        nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+        if subprocess.run(["test", "-x", f"{BIN}/{job}"], **nobody).returncode != 0:
+            self.skipTest("the build is not for everybody to run")
+        command = [f"{BIN}/{job}", *arguments]
+        return Ended(command, subprocess.run(command, capture_output=True, cwd=self.folder, timeout=240, **nobody))
+
+    def test_what_a_killed_expansion_left_is_removed(self):
+        self.ok("tf_train", "--config", "tiny.toml", "--set", "run.dir=small")
+        left = [f".{name}.0123456789abcdef.tmp" for name in ["big.h5", "big.h5.manifest", "other.h5"]]
+        for name in left:
+            self.write(name, "x")
+        self.ok("tf_expand", "--checkpoint", "small/step_00000006.h5", "--output", "big.h5", "--tokens", "ffn=48", ranks=2)
+        self.assertEqual([name for name in names_in(self.folder) if name.endswith(".tmp")], left[2:])
 
     def test_a_whole_dataset_and_a_damaged_one(self):
         self.assertIn("whole    data.h5  fingerprint ", self.ok("tf_inspect", "--dataset", "data.h5").out)

@@ -155,6 +155,18 @@ class WholeWay(JobTest):
                        "--set", "train.steps=7", "--init", self.checkpoint)
         self.ok("tf_train", "--config", "tiny.toml", "--set", "data.path=verses.h5", "--set", "run.dir=verses", "--set",
                 "train.steps=7", "--init", self.checkpoint, "--new-dataset")
+        # A resume of the run is refused on the dataset of before, and goes on with it where that is asked for.
+        resume = ["tf_train", "--config", "tiny.toml", "--set", "run.dir=verses", "--set", "train.steps=8"]
+        files = names_in(self.path("verses"))
+        self.fails(2, "data.h5 is not the dataset that verses/step_00000007.h5 was trained on (fingerprints # and #); #", *resume)
+        self.assertEqual(names_in(self.path("verses")), files)
+        ended = self.ok(*resume, "--new-dataset")
+        self.assertIn("goes on from verses/step_00000007.h5 (step 7)", ended.err)
+        self.assertIn("data.h5 is another dataset than before; its samples begin anew", ended.err)
+        # From then on it is the run's dataset.
+        ended = self.ok(*resume[:-1], "train.steps=9")
+        self.assertNotIn("another dataset", ended.err)
+        self.assertIn("step_00000009.h5", names_in(self.path("verses")))
 
     def test_a_difference_over_the_tolerance_has_a_code_of_its_own(self):
         golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../golden/tokenformer_softmax.h5")

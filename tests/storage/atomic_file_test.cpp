@@ -61,6 +61,19 @@ TEST(AtomicFile, TemporaryNamesAreDrawnAnew) {
   EXPECT_EQ(names.size(), 100U);
 }
 
+TEST(AtomicFile, TemporariesOfKilledJobsAreRemovedByTarget) {
+  const Scratch scratch;
+  const std::string own = temporary_name(scratch.path("file")), other = temporary_name(scratch.path("file.manifest"));
+  for (const std::string& path : {own, other, scratch.path("file"), scratch.path(".file.tmp")})
+    std::ofstream(path) << 1;
+  remove_temporaries_of(scratch.path("file"));
+  EXPECT_FALSE(std::filesystem::exists(own));
+  for (const std::string& path : {other, scratch.path("file"), scratch.path(".file.tmp")}) {
+    EXPECT_TRUE(std::filesystem::exists(path)) << path;
+  }
+  remove_temporaries_of(scratch.path("none/file"));
+}
+
 TEST(AtomicFile, ErrorsNameTheFile) {
   const Scratch scratch;
   EXPECT_EQ(error_of<DataError>([&] { AtomicFile(scratch.path("none/file")); }),

@@ -173,6 +173,21 @@ TEST(Healing, TheNewestWholeCheckpointIsTaken) {
   expect_same_content(checkpoint(lab, "whole", 8), checkpoint(lab, "run", 8));
 }
 
+TEST(Healing, AManifestWithoutItsFileIsADamagedCheckpoint) {
+  const Lab lab;
+  EXPECT_EQ(run_training(test_world(), request_of(lab, "run", 4)), ExitCode::done);
+  on_rank_0([&] { fs::remove(checkpoint(lab, "run", 4)); });
+  EXPECT_EQ(run_training(test_world(), request_of(lab, "run")), ExitCode::done);
+  EXPECT_EQ(steps_in(lab.path("run")), (std::vector<std::int64_t>{2, 4, 6, 8}));
+  EXPECT_TRUE(fs::exists(manifest_path(checkpoint(lab, "run", 4) + ".damaged")));
+  on_rank_0([&] {
+    for (const std::int64_t step : {2, 4, 6, 8}) fs::remove(checkpoint(lab, "run", step));
+  });
+  expect_error<CheckpointError>([&] { run_training(test_world(), request_of(lab, "run")); },
+                                "step_00000008.h5: the file is missing; only its manifest is there; ",
+                                ExitCode::damaged);
+}
+
 TEST(Healing, NothingIsTrainedFromScratchInPlaceOfDamagedOnes) {
   const Lab lab;
   EXPECT_EQ(run_training(test_world(), request_of(lab, "run", 4)), ExitCode::done);

@@ -1,4 +1,6 @@
-#include "core/errors.h"
+#include "core/printable.h"
+
+#include <fmt/format.h>
 
 namespace tforge {
 
