@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "checkpoint/folder.h"
 #include "checkpoint/reader.h"
@@ -103,7 +104,12 @@ void print_checkpoint(const CheckpointReader& reader) {
   }
 }
 
-/// The same for programs, without the tensors.
+void print_config(const CheckpointReader& reader) {
+  std::istringstream lines(reader.config());
+  for (std::string line; std::getline(lines, line);) std::puts(printable(line).c_str());
+}
+
+/// What print_checkpoint() says for programs, without the tensors.
 void print_json(const CheckpointReader& reader) {
   using nlohmann::ordered_json;
   const CheckpointInfo& info = reader.info();
@@ -225,7 +231,7 @@ int main(int argc, char** argv) {
     if (verify) return print_state(world, path);
     const CheckpointReader reader = CheckpointReader::open(world, path);
     if (world.rank() != 0) return ExitCode::done;
-    if (config) std::fputs(to_toml(stored_config(reader)).c_str(), stdout);
+    if (config) print_config(reader);
     else if (json) print_json(reader);
     else print_checkpoint(reader);
     return ExitCode::done;

@@ -73,12 +73,13 @@ enum class Text { required, may_be_empty };
 template <class Member>
 Field text(std::string key, Member member, Text need, std::string doc) {
   Field f{std::move(key), FieldType::text, std::move(doc), {}, "", {}, {}, {}};
-  f.want = need == Text::required ? "a text that is not empty, without control characters"
-                                  : "a text without control characters";
-  f.in_range = [need](const FieldValue& v) {
-    const auto& given = std::get<std::string>(v);
-    return printable(given) == given && !(given.empty() && need == Text::required);
-  };
+  if (need == Text::required) {
+    f.want = "a text that is not empty, without control characters";
+    f.in_range = [](const FieldValue& v) {
+      const auto& given = std::get<std::string>(v);
+      return !given.empty() && printable(given) == given;
+    };
+  }
   f.get = [member](const RunConfig& c) { return FieldValue(member(c)); };
   f.set = [member](RunConfig& c, const FieldValue& v) { member(c) = std::get<std::string>(v); };
   return f;

@@ -146,7 +146,7 @@ TEST(Job, ErrorsBecomeOneLineAndTheirCode) {
   };
   Outcome o = outcome([]() -> ExitCode { throw CheckpointError("step_3.h5: a digest\ndiffers"); });
   EXPECT_EQ(o.code, 4);
-  EXPECT_EQ(o.err, "tf_test: error: step_3.h5: a digest differs\n");
+  EXPECT_EQ(o.err, "tf_test: error: step_3.h5: a digest\\x0adiffers\n");
   EXPECT_EQ(outcome([]() -> ExitCode { throw DataError("x"); }).code, 2);
   EXPECT_EQ(outcome([]() -> ExitCode { throw ResourceError("x"); }).code, 3);
   EXPECT_EQ(outcome([]() -> ExitCode { throw DivergedError("x"); }).code, 11);

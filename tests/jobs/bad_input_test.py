@@ -68,7 +68,7 @@ class Configuration(JobTest):
 
     def test_nothing_that_a_terminal_obeys_is_printed(self):
         self.file_fails(r"bad.toml:16:1: unknown key train.a\x1b[2J\x0ab", "batch = 4", r'"a\u001b[2J\nb" = 4')
-        self.file_fails(r'bad.toml:25:7: run.dir = "r\u001Bn": want a text that is not empty, without control characters',
+        self.file_fails(r'bad.toml:23:7: run.dir = "r\u001Bn": want a text that is not empty, without control characters',
                         'dir = "run"', r'dir = "r\u001bn"')
         self.fails(2, r"no\x1b[2Jne.toml: cannot be read: No such file or directory", "tf_train", "--config", "no\x1b[2Jne.toml")
 
@@ -144,7 +144,7 @@ class Configuration(JobTest):
         self.train_fails("text.h5: not an HDF5 file (9 bytes)", "data.path=text.h5")
         with h5py.File(self.path("other.h5"), "w") as file:
             file["x"] = [1, 2, 3]
-        self.train_fails("other.h5 is not a token dataset; make one with tf_prepare", "data.path=other.h5")
+        self.train_fails("other.h5: an HDF5 file that no writer of TokenForge has made; make it anew", "data.path=other.h5")
 
 
 class Checkpoints(JobTest):
