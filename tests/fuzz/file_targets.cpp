@@ -6,9 +6,11 @@
 #include "checkpoint/published_file.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/writer.h"
+#include "core/printable.h"
 #include "data/token_dataset.h"
 #include "fuzz/all_targets.h"
 #include "fuzz/input.h"
+#include "model/tokenformer.h"
 #include "storage/digest.h"
 #include "train/run_state.h"
 
@@ -313,12 +315,16 @@ void checkpoint(Input input) {
     const CheckpointReader reader = CheckpointReader::open(path);
     for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
       refuse_or([&] { reader.verify(tensor); });
-      refuse_or([&] {
-        const auto ages = tensor.attributes.find("age_segments");
-        const auto* numbers =
-            ages == tensor.attributes.end() ? nullptr : std::get_if<std::vector<std::int64_t>>(&ages->second);
-        if (numbers != nullptr) segments_from(*numbers, tensor.shape.rows(), tensor.path);
-      });
+      constexpr std::string_view kMoments = "optim/", kFirst = "/m";
+      if (tensor.path.starts_with(kMoments) && tensor.path.ends_with(kFirst)) {
+        const std::string parameter =
+            tensor.path.substr(kMoments.size(), tensor.path.size() - kMoments.size() - kFirst.size());
+        refuse_or([&] { stored_ages(reader, parameter, tensor.shape.rows()); });
+      }
+    }
+    for (const auto& [name, value] : reader.state()) {
+      const auto* text = std::get_if<std::string>(&value);
+      if (text != nullptr && printable(*text) != *text) throw Finding("an attribute that a terminal obeys: " + name);
     }
     refuse_or([&] { restored(reader.tokenizer(), path); });
     refuse_or([&] { load_state(reader); });

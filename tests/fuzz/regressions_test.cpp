@@ -35,7 +35,7 @@ std::vector<const Target*> all() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fuzz, Regressions, testing::ValuesIn(all()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& target) { return std::string(target.param->name); });
 
 TEST(Targets, AnUnknownNameIsRefused) { EXPECT_THROW(target("none"), std::invalid_argument); }
 
