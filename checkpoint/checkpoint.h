@@ -6,7 +6,9 @@
 // (Shape::rows() of them), so a vector is one row.
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/dtype.h"
@@ -22,6 +24,8 @@ using Attributes = std::map<std::string, AttributeValue>;
 
 /// Whether prune_checkpoints may remove a checkpoint once newer ones exist.
 enum class Retention : std::uint8_t { rolling, stage_end };
+std::string_view name_of(Retention retention);
+std::optional<Retention> retention_from_name(std::string_view name);
 
 /// Rows [first_row, first_row + rows) of a tensor, contiguous in memory.
 struct RowBlock {

@@ -58,7 +58,7 @@ json to_json(const Manifest& m) {
             {"file", m.file},
             {"uuid", m.uuid},
             {"step", m.step},
-            {"retention", m.retention == Retention::stage_end ? "stage_end" : "rolling"},
+            {"retention", name_of(m.retention)},
             {"bytes", m.bytes},
             {"block_bytes", Manifest::kBlockBytes},
             {"blocks", std::move(blocks)},
@@ -72,7 +72,9 @@ Manifest from_json(const json& j) {
   j.at("file").get_to(m.file);
   j.at("uuid").get_to(m.uuid);
   m.step = integer<std::int64_t>(j.at("step"));
-  m.retention = j.at("retention") == "stage_end" ? Retention::stage_end : Retention::rolling;
+  const auto retention = retention_from_name(j.at("retention").get<std::string>());
+  if (!retention) throw std::invalid_argument("retention");
+  m.retention = *retention;
   m.bytes = integer<std::uint64_t>(j.at("bytes"));
   for (const json& block : j.at("blocks")) m.blocks.push_back(parse_hex(block.get<std::string>()));
   for (const json& t : j.at("tensors")) {
@@ -117,6 +119,15 @@ std::optional<DamagedRows> damaged_rows(const PlainFile& file, const ManifestReg
 }
 
 }  // namespace
+
+std::string_view name_of(Retention retention) { return retention == Retention::stage_end ? "stage_end" : "rolling"; }
+
+std::optional<Retention> retention_from_name(std::string_view name) {
+  for (const Retention retention : {Retention::rolling, Retention::stage_end}) {
+    if (name == name_of(retention)) return retention;
+  }
+  return std::nullopt;
+}
 
 std::string manifest_path(const std::string& checkpoint) { return checkpoint + ".manifest"; }
 

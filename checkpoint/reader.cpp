@@ -125,7 +125,9 @@ void CheckpointReader::load(const std::string& path) {
     info_.created = text_of(root, "created");
     info_.code_version = text_of(root, "code_version");
     info_.model_kind = text_of(root, "model_kind");
-    info_.retention = text_of(root, "retention") == "stage_end" ? Retention::stage_end : Retention::rolling;
+    const auto retention = retention_from_name(text_of(root, "retention"));
+    if (!retention) throw CheckpointError("retention '{}' is none", text_of(root, "retention"));
+    info_.retention = *retention;
     config_ = checked.blob(layout::kConfig, file.read_text(layout::kConfig));
     tokenizer_.bytes = checked.blob(layout::kTokenizer, file.read_bytes(layout::kTokenizer));
     const Attributes tokenizer = checked.attributes(layout::kTokenizer);

@@ -197,7 +197,7 @@ std::string CheckpointWriter::lay_out_with_hdf5(const CheckpointContents& conten
                        {"created", info_.created},
                        {"code_version", contents.code_version},
                        {"model_kind", contents.model_kind},
-                       {"retention", contents.retention == Retention::stage_end ? "stage_end" : "rolling"}});
+                       {"retention", std::string(name_of(contents.retention))}});
   file.write_text(layout::kConfig, contents.config);
   blob_digests[layout::kConfig] = digest64(contents.config.data(), contents.config.size());
   file.write_bytes(layout::kTokenizer, contents.tokenizer.bytes);

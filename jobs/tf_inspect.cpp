@@ -140,7 +140,7 @@ void print_json(const CheckpointReader& reader) {
                              {"code_version", info.code_version},
                              {"model_kind", info.model_kind},
                              {"step", info.step},
-                             {"retention", info.retention == Retention::stage_end ? "stage_end" : "rolling"},
+                             {"retention", name_of(info.retention)},
                              {"parameters", config.model.parameters()},
                              {"state", state},
                              {"growth_history", history}};

@@ -6,9 +6,7 @@
 
 namespace tforge {
 namespace {
-// So that sizes in bytes, and what is computed on the way to them, fit into 64 bits.
 constexpr std::int64_t kMaxExtent = (std::int64_t{1} << 31) - 1;
-constexpr double kMaxParameters = 1e15;
 }  // namespace
 
 std::string_view name_of(TokenGroup group) {
@@ -49,18 +47,11 @@ void ModelConfig::validate() const {
   positive("heads", heads);
   positive("vocab", vocab);
   positive("max_seq", max_seq);
-  // What any kind may make of these numbers, in floating point, where nothing overflows.
   possible("ffn_dim", ffn_dim);
-  double rows = 5.0 * static_cast<double>(dim) + static_cast<double>(neurons());
-  for (const TokenGroup group : kTokenGroups) {
-    possible(fmt::format("tokens.{}", name_of(group)), num_tokens(group));
-    rows += static_cast<double>(num_tokens(group));
-  }
-  const double numbers =
-      (static_cast<double>(layers) * rows + static_cast<double>(vocab)) * 2 * static_cast<double>(dim);
-  if (numbers > kMaxParameters) {
-    throw ConfigError("model.layers = {} of model.dim = {}: up to {:.3g} parameters, at most {:.3g} are possible",
-                      layers, dim, numbers, kMaxParameters);
+  possible("memory_width", memory_width);
+  for (const TokenGroup group : kTokenGroups) possible(fmt::format("tokens.{}", name_of(group)), num_tokens(group));
+  for (const MemoryGroup group : kMemoryGroups) {
+    possible(fmt::format("tables.{}", name_of(group)), tables[static_cast<std::size_t>(group)]);
   }
   if (dim % heads != 0) {
     throw ConfigError("model.heads = {} does not divide model.dim = {}; choose a divisor of {}", heads, dim, dim);

@@ -1,5 +1,6 @@
 // What a MemoryFormer is made of and what it costs, by formula.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "core/errors.h"
@@ -34,6 +35,7 @@ class MemoryFormerKind final : public ModelKind {
       }
     }
     if (config.memory_width < 0) throw ConfigError("model.memory_width = {}: want 0 or more", config.memory_width);
+    double numbers = 0;
     for (const MemoryGroup group : kMemoryGroups) {
       const MemoryShape s = memory_shape(config, group);
       if (s.d_in % s.chunk_bits != 0 || s.bits > s.d_in) {
@@ -44,7 +46,11 @@ class MemoryFormerKind final : public ModelKind {
         throw ConfigError("model.tables.{} = {}: {} coordinates in chunks of {} need {} tables", name_of(group),
                           s.tables, s.d_in, s.chunk_bits, s.chunks);
       }
+      const double layers = group == MemoryGroup::attention ? 3 : 1;
+      numbers +=
+          layers * std::ldexp(static_cast<double>(s.tables), static_cast<int>(s.bits)) * static_cast<double>(s.d_out);
     }
+    check_size(config, numbers);
   }
 
   std::vector<ShardAxis> axes(const ModelConfig& config) const override {

@@ -26,6 +26,16 @@ const ModelKind& kind_of(const ModelConfig& config) {
   throw ConfigError("model.kind = \"{}\": there is {}{}", config.kind, list, did_you_mean(config.kind, names));
 }
 
+void check_size(const ModelConfig& config, double of_block) {
+  constexpr double kMost = 1e15;
+  const double numbers = static_cast<double>(config.layers) * of_block +
+                         2 * static_cast<double>(config.vocab) * static_cast<double>(config.dim);
+  if (numbers > kMost) {
+    throw ConfigError("model.layers = {} of model.dim = {}: {:.3g} parameters, at most {:.3g} are possible",
+                      config.layers, config.dim, numbers, kMost);
+  }
+}
+
 std::vector<ParameterSpec> parameter_specs(const ModelConfig& config, const ShardPlan& plan) {
   std::vector<ParameterSpec> specs;
   specs.push_back(

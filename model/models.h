@@ -66,6 +66,10 @@ class ModelKind {
                                    const BlockPass& pass) const = 0;
 };
 
+/// For ModelKind::validate(): throws ConfigError when blocks of so many parameters make a model of more than 1e15. Up
+/// to that, sizes in bytes and what is computed on the way to them fit into 64 bits.
+void check_size(const ModelConfig& config, double of_block);
+
 std::span<const ModelKind* const> model_kinds();
 /// Throws ConfigError naming the kinds when config.kind is none of them.
 const ModelKind& kind_of(const ModelConfig& config);

@@ -102,11 +102,14 @@ class TokenFormerKind final : public ModelKind {
   std::string_view name() const override { return "tokenformer"; }
 
   void validate(const ModelConfig& config) const override {
+    double numbers = 0;
     for (const TokenGroup group : kTokenGroups) {
       if (config.num_tokens(group) < 1) {
         throw ConfigError("model.tokens.{} = {}: at least 1 is needed", name_of(group), config.num_tokens(group));
       }
+      numbers += 2 * static_cast<double>(config.num_tokens(group)) * static_cast<double>(config.dim);
     }
+    check_size(config, numbers);
   }
 
   std::vector<ShardAxis> axes(const ModelConfig& config) const override {

@@ -72,6 +72,8 @@ class TransformerKind final : public ModelKind {
 
   void validate(const ModelConfig& config) const override {
     if (config.ffn_dim < 0) throw ConfigError("model.ffn_dim = {}: want 0 (4 * model.dim) or more", config.ffn_dim);
+    const auto d = static_cast<double>(config.dim);
+    check_size(config, 4 * d * d + 2 * d * static_cast<double>(config.neurons()));
   }
 
   std::vector<ShardAxis> axes(const ModelConfig& config) const override {

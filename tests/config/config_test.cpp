@@ -179,7 +179,7 @@ TEST(Config, WhatWouldOverflowOrNestTooDeepIsRefused) {
   }
   EXPECT_EQ(
       complaint_of("", {"model.layers=1000000000", "model.dim=1000000000", "model.heads=1"}),
-      "--set model.layers: model.layers = 1000000000 of model.dim = 1000000000: up to 1.8e+28 parameters, at most 1e+15 "
+      "--set model.layers: model.layers = 1000000000 of model.dim = 1000000000: 2.05e+21 parameters, at most 1e+15 "
       "are possible");
   std::string deep = "a";
   for (int i = 0; i < 100'000; ++i) deep += ".a";

@@ -292,8 +292,7 @@ void sign(const std::string& path) {
     attempt([&] { m.uuid = file.attribute<std::string>("/", "uuid"); });
     attempt([&] { m.step = file.attribute<std::int64_t>(layout::kState, "step"); });
     attempt([&] {
-      const bool end = file.attribute<std::string>("/", "retention") == "stage_end";
-      m.retention = end ? Retention::stage_end : Retention::rolling;
+      m.retention = retention_from_name(file.attribute<std::string>("/", "retention")).value_or(m.retention);
     });
   });
   m.blocks = digest_blocks(bytes, m.bytes, {0, Manifest::blocks_of(m.bytes)});
