@@ -16,7 +16,7 @@ namespace tforge {
 /// The tables of one layer that are held here.
 struct MemoryTables {
   Var tables;             // [K 2^bits, d_out]
-  Var bias;               // [d_out], or empty
+  Var bias = {};          // [d_out], or empty
   RowShards shards = {};  // of whole tables
 };
 

@@ -62,6 +62,7 @@ Result run(Allocator& allocator, Communicator& tp, Shards kind) {
     const Shape shape{count << kBits, kColumns};
     gradients.push_back(Tensor::zeros(allocator, shape, DType::f32, Purpose::gradients));
     layers.push_back({Var::parameter(numbers(allocator, name, shape, first << kBits), gradients.back(), nullptr, 0),
+                      {},
                       kind == Shards::ranks ? RowShards() : RowShards(borders)});
   }
   std::unique_ptr<Reducer> reducer;
