@@ -167,10 +167,15 @@ ExitCode verify_folder(Communicator& world, const std::string& folder) {
   const std::vector<CheckpointFile> files = checkpoint_files(folder);
   if (files.empty()) throw DataError("{} holds no checkpoint", folder);
   ExitCode worst = ExitCode::done;
+  bool lost = false;
   for (const CheckpointFile& file : files) {
-    if (print_state(world, file.path) != ExitCode::done) worst = ExitCode::damaged;
+    std::error_code ignored;
+    // A manifest alone, older than a whole checkpoint, is what a removal left that was cut short: named, but no damage.
+    if (print_state(world, file.path) == ExitCode::done) lost = false;
+    else if (!std::filesystem::exists(file.path, ignored)) lost = true;
+    else worst = ExitCode::damaged;
   }
-  return worst;
+  return lost ? ExitCode::damaged : worst;
 }
 
 }  // namespace
