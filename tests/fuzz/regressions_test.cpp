@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "fuzz/input.h"
+#include "support/source_file.h"
 
 namespace tforge::fuzz {
 namespace {
@@ -19,7 +20,7 @@ TEST_P(Regressions, SeedsAreRead) {
 
 TEST_P(Regressions, NoneComesBack) {
   const std::filesystem::path folder =
-      std::filesystem::path(TFORGE_SOURCE_DIR) / "tests/fuzz/regressions" / GetParam()->name;
+      source_file(std::string("tests/fuzz/regressions/") + GetParam()->name);
   if (!std::filesystem::exists(folder)) return;  // nothing was found yet
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string bytes = bytes_of_file(entry.path());
