@@ -7,7 +7,7 @@
 #   python3 -m venv ~/torch && ~/torch/bin/pip install torch
 #   NEWEST_PYTHON=~/torch/bin/python scripts/bench_step.sh
 # CORES (default 2): threads, or processes of one thread. CONFIGURATIONS (default "small medium large"): which ones;
-# there are also transformer_small, transformer_124m_short and transformer_124m, a Transformer of GPT-2's size.
+# there are also transformer_small, transformer_124m_short and transformer_124m (a Transformer of GPT-2's size), and memoryformer.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 rounds=${1:-3}
