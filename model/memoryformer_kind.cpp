@@ -98,7 +98,7 @@ class MemoryFormerKind final : public ModelKind {
     return specs;
   }
 
-  bool has_virtual_shards() const override { return true; }
+  bool weights_by_heads() const override { return false; }
 
   std::unique_ptr<Growth> growth(const ModelConfig& before, const GrowthRequest& request) const override {
     return memoryformer_growth(before, request);

@@ -52,8 +52,8 @@ class ModelKind {
   /// The parameters of a block; their paths begin with "layers.<layer>.".
   virtual std::vector<ParameterSpec> block_specs(const ModelConfig& config, const ShardPlan& plan,
                                                  std::int64_t layer) const = 0;
-  /// Whether its ops can keep virtual shards apart, which run.deterministic = "layout_independent" wants.
-  virtual bool has_virtual_shards() const = 0;
+  /// Whether rows of its weights are cut by attention heads: then virtual shards are of whole heads as well.
+  virtual bool weights_by_heads() const = 0;
   virtual std::unique_ptr<LanguageModel> make(const ModelPlace& place) const = 0;
   /// Throws UsageError for what the kind cannot grow by, and when nothing grows.
   virtual std::unique_ptr<Growth> growth(const ModelConfig& before, const GrowthRequest& request) const = 0;

@@ -14,13 +14,13 @@ void split_heads_and_vocab(ShardPlan& plan, const ModelConfig& config, int tp) {
   plan.vocab = ShardBorders::even(config.vocab, tp, "model.vocab");
 }
 
-RowShards shards_of_rank(const ShardBorders& shards, const ShardBorders& deal, int rank) {
+}  // namespace
+
+RowShards row_shards(const ShardBorders& shards, const ShardBorders& deal, int rank) {
   return RowShards(
       std::span(shards.borders)
           .subspan(static_cast<std::size_t>(deal.begin(rank)), static_cast<std::size_t>(deal.count(rank)) + 1));
 }
-
-}  // namespace
 
 ShardPlan ShardPlan::even(const ModelConfig& config, int tp) {
   ShardPlan plan;
@@ -63,15 +63,19 @@ ShardPlan ShardPlan::dealt(const ModelConfig& config, int shards, int tp) {
   }
   cuts.vocab = cut(config.vocab, "model.vocab");
   plan.vocab = ShardBorders::of_ranks(cuts.vocab, cuts.deal);
+  if (kind_of(config).weights_by_heads()) {
+    cuts.heads = cut(config.heads, "model.heads");
+    plan.heads = ShardBorders::of_ranks(*cuts.heads, cuts.deal);
+  }
   return plan;
 }
 
 RowShards ShardPlan::unit_shards(std::size_t axis, int rank) const {
-  return shards ? shards_of_rank(shards->units[axis], shards->deal, rank) : RowShards();
+  return shards ? row_shards(shards->units[axis], shards->deal, rank) : RowShards();
 }
 
 RowShards ShardPlan::vocab_shards(int rank) const {
-  return shards ? shards_of_rank(shards->vocab, shards->deal, rank) : RowShards();
+  return shards ? row_shards(shards->vocab, shards->deal, rank) : RowShards();
 }
 
 }  // namespace tforge

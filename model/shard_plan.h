@@ -26,7 +26,11 @@ struct VirtualShards {
   ShardBorders deal;                // of the shards, by rank
   std::vector<ShardBorders> units;  // by axis, of the rows by shard
   ShardBorders vocab;
+  std::optional<ShardBorders> heads;  // where weights belong to heads (ModelKind::weights_by_heads)
 };
+
+/// The rows that `rank` holds of what `shards` cut; of the memory of `shards`.
+RowShards row_shards(const ShardBorders& shards, const ShardBorders& deal, int rank);
 
 struct ShardPlan {
   std::vector<ShardBorders> units;  // by axis of the model's kind
@@ -39,9 +43,9 @@ struct ShardPlan {
   /// Axes: old ranks keep their rows, added ranks own the added ones (ShardBorders::append); heads and vocabulary are
   /// split evenly. Throws ConfigError.
   static ShardPlan append(const ModelConfig& config, int tp, const std::vector<ShardBorders>& old_units);
-  /// `shards` virtual shards, evenly cut and evenly dealt; heads are split evenly over the ranks, as each is computed
-  /// apart from the others. Throws ConfigError when there are fewer shards than ranks, or more than rows of an axis or
-  /// words.
+  /// `shards` virtual shards, evenly cut and evenly dealt. Heads are cut so as well where weights belong to them, and
+  /// otherwise split evenly over the ranks, as each is computed apart from the others. Throws ConfigError when there
+  /// are fewer shards than ranks, or more than rows of an axis, words or such heads.
   static ShardPlan dealt(const ModelConfig& config, int shards, int tp);
 
   /// The shards of the rows that a rank owns of an axis, or of the vocabulary: of this plan's memory.

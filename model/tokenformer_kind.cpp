@@ -136,7 +136,7 @@ class TokenFormerKind final : public ModelKind {
     return specs;
   }
 
-  bool has_virtual_shards() const override { return true; }
+  bool weights_by_heads() const override { return false; }
 
   std::unique_ptr<LanguageModel> make(const ModelPlace& place) const override {
     return std::make_unique<TokenFormer>(place);

@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -9,7 +10,21 @@
 
 namespace tforge {
 
+namespace {
+
+/// Where columns of heads are cut that `heads` cut.
+ShardBorders columns_of(const ModelConfig& config, ShardBorders heads) {
+  for (std::int64_t& border : heads.borders) border *= config.head_dim();
+  return heads;
+}
+
+}  // namespace
+
 Transformer::Transformer(const ModelPlace& place) : LanguageModel(place) {
+  if (plan().shards) {
+    columns_ = columns_of(config(), *plan().shards->heads);
+    columns_here_ = row_shards(columns_, plan().shards->deal, tp_rank());
+  }
   const bool biases = config().biases == Biases::all;
   for (std::int64_t layer = 0; layer < config().layers; ++layer) {
     const auto at = [&](const char* name) { return parameter(fmt::format("layers.{}.{}", layer, name)); };
@@ -18,10 +33,10 @@ Transformer::Transformer(const ModelPlace& place) : LanguageModel(place) {
                        .ffn_place = fmt::format("layers.{}.ffn", layer),
                        .attention_norm = {at("attention.norm.weight"), at("attention.norm.bias")},
                        .ffn_norm = {at("ffn.norm.weight"), at("ffn.norm.bias")},
-                       .query = {at("attention.query.weight"), bias_at("attention.query.bias")},
-                       .key = {at("attention.key.weight"), bias_at("attention.key.bias")},
-                       .value = {at("attention.value.weight"), bias_at("attention.value.bias")},
-                       .neurons = {at("ffn.in.weight"), bias_at("ffn.in.bias")},
+                       .query = {at("attention.query.weight"), bias_at("attention.query.bias"), columns_here_},
+                       .key = {at("attention.key.weight"), bias_at("attention.key.bias"), columns_here_},
+                       .value = {at("attention.value.weight"), bias_at("attention.value.bias"), columns_here_},
+                       .neurons = {at("ffn.in.weight"), bias_at("ffn.in.bias"), plan().unit_shards(0, tp_rank())},
                        .proj = at("attention.proj.weight"),
                        .proj_bias = bias_at("attention.proj.bias"),
                        .out = at("ffn.out.weight"),
@@ -51,17 +66,17 @@ Var Transformer::finished(Tape& tape, Var partial, const Var& bias) {
 Var Transformer::attention_input(Tape& tape, const Var& h, std::int64_t layer) {
   set_place(of(layer).attention_place);
   const std::array<LinearWeights, 3> qkv = {of(layer).query, of(layer).key, of(layer).value};
-  return linear(tape, normalised(tape, h, of(layer).attention_norm), qkv);
+  return linear(tape, normalised(tape, h, of(layer).attention_norm), qkv, reducer());
 }
 
 Var Transformer::attention_output(Tape& tape, Var heads, std::int64_t layer) {
-  return finished(tape, linear_of_shard(tape, heads, of(layer).proj), of(layer).proj_bias);
+  return finished(tape, linear_of_shard(tape, heads, of(layer).proj, reducer(), columns_here_), of(layer).proj_bias);
 }
 
 Var Transformer::feed_forward(Tape& tape, const Var& h, std::int64_t layer) {
   set_place(of(layer).ffn_place);
   const Var u = normalised(tape, h, of(layer).ffn_norm);
-  return finished(tape, gelu_mlp(tape, u, of(layer).neurons, of(layer).out), of(layer).out_bias);
+  return finished(tape, gelu_mlp(tape, u, of(layer).neurons, of(layer).out, reducer()), of(layer).out_bias);
 }
 
 namespace {
@@ -82,14 +97,16 @@ class TransformerKind final : public ModelKind {
 
   std::vector<ParameterSpec> block_specs(const ModelConfig& config, const ShardPlan& plan,
                                          std::int64_t layer) const override {
-    ShardBorders columns = plan.heads;
-    for (std::int64_t& border : columns.borders) border *= config.head_dim();
+    const ShardBorders columns = columns_of(config, plan.heads);
     std::vector<ParameterSpec> specs;
     const auto add = [&](const char* name, const Shape& shape, const ShardBorders* borders, Decay decay) {
       specs.push_back({fmt::format("layers.{}.{}", layer, name), shape,
                        borders != nullptr ? Placement::sharded : Placement::replicated,
                        borders != nullptr ? *borders : ShardBorders{}, decay});
       if (borders == &plan.units[0]) specs.back().axis = 0;
+      if (plan.shards && borders != nullptr) {
+        specs.back().shards = specs.back().axis ? plan.shards->units[0] : columns_of(config, *plan.shards->heads);
+      }
     };
     const auto add_bias = [&](const char* name, const Shape& shape, const ShardBorders* borders) {
       if (config.biases == Biases::all) add(name, shape, borders, Decay::no);
@@ -114,7 +131,7 @@ class TransformerKind final : public ModelKind {
     return specs;
   }
 
-  bool has_virtual_shards() const override { return false; }
+  bool weights_by_heads() const override { return true; }
 
   std::unique_ptr<LanguageModel> make(const ModelPlace& place) const override {
     return std::make_unique<Transformer>(place);
@@ -148,20 +165,29 @@ class TransformerKind final : public ModelKind {
     const bool scores_kept = pass.saves.recompute != Recompute::scores;
     const std::int64_t copies = rounded ? c : 0;  // attention's result, which proj keeps as well
     const std::int64_t kept = (4 * d + 4 * c + copies + (scores_kept ? n : 0)) * waiting + (heads + 4) * element;
-    // Going back through the MLP: dy, dx and the neurons' gradients; what was rounded or left out once more. Rounded
-    // neurons are gone when they are widened.
-    const std::int64_t again = (rounded ? d : 0) + (rounded || !scores_kept ? n : 0);
-    const std::int64_t gone = rounded && scores_kept ? n * waiting : 0;
-    return {pass.rows * kept, pass.rows * (kept + (2 * d + n + again) * element - gone)};
+    // Going back through the MLP: dy and the neurons' gradients, what was rounded or left out once more (rounded
+    // neurons are gone when they are widened); then dx beside the neurons' gradients, the neurons themselves gone. With
+    // virtual shards dx has a part for each, those of all ranks put together, and their sum.
+    const std::int64_t widened = rounded ? d : 0;
+    const std::int64_t neurons_again = rounded || !scores_kept ? n : 0, gone = scores_kept ? n * waiting : 0;
+    const std::int64_t before = (d + n + widened + neurons_again) * element - (rounded ? gone : 0);
+    std::int64_t dx = d;
+    if (plan.shards) {
+      dx += plan.shards->deal.count(pass.tp_rank) * d + (pass.tp > 1 ? plan.shards->deal.total() * d : 0);
+    }
+    const std::int64_t after = (d + n + widened + dx) * element - gone;
+    return {pass.rows * kept, pass.rows * (kept + std::max(before, after))};
   }
 
-  void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan&,
+  void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,
                            const BlockPass& pass) const override {
     const std::int64_t layers = config.layers;
     const std::int64_t bytes = pass.rows * config.dim * static_cast<std::int64_t>(size_of(pass.dtype));
     const std::int64_t forward = layers * (pass.saves.recompute == Recompute::block ? 2 : 1);
-    to.add("proj and ffn", MeshAxis::tp, Collective::all_reduce, 2 * forward, 2 * forward * bytes);
-    to.add("inputs, backward", MeshAxis::tp, Collective::all_reduce, 2 * layers, 2 * layers * bytes);
+    const Collective sum = plan.shards ? Collective::all_gather : Collective::all_reduce;
+    const std::int64_t parts = plan.shards ? plan.shards->deal.count(pass.tp_rank) : 1;
+    to.add("proj and ffn", MeshAxis::tp, sum, 2 * forward, 2 * forward * parts * bytes);
+    to.add("inputs, backward", MeshAxis::tp, sum, 2 * layers, 2 * layers * parts * bytes);
   }
 };
 

@@ -6,7 +6,8 @@
 //
 // Over the tensor-parallel axis (Megatron-LM, arXiv 1909.08053): q, k, v and proj by heads, the MLP by neurons; the
 // weights of proj and of the MLP's second layer are stored transposed, so that all of them are cut by rows. Collectives
-// of a layer: one all-reduce of [T, d] each after proj and MLP, and one each in backward for their inputs.
+// of a layer: one all-reduce of [T, d] each after proj and MLP, and one each in backward for their inputs. Virtual
+// shards are of whole heads and of neurons; the all-reduces become all-gathers of what each shard gives.
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -51,6 +52,8 @@ class Transformer final : public LanguageModel {
   Var finished(Tape& tape, Var partial, const Var& bias);
   const Layer& of(std::int64_t layer) const { return layers_[static_cast<std::size_t>(layer)]; }
 
+  ShardBorders columns_;    // of the heads in each virtual shard; empty without those
+  RowShards columns_here_;  // of this rank
   std::vector<Layer> layers_;
 };
 

@@ -327,12 +327,6 @@ namespace {
 /// What run.deterministic = "layout_independent" asks of the other keys.
 void validate_virtual_shards(const RunConfig& config) {
   const ParallelConfig& parallel = config.parallel;
-  if (!kind_of(config.model).has_virtual_shards()) {
-    throw ConfigError(
-        "run.deterministic = \"layout_independent\": model.kind = \"{}\" adds up over what a rank holds of it, so its "
-        "bits depend on the layout; use \"same_layout\"",
-        config.model.kind);
-  }
   if (parallel.reduction != Reduction::blocking) {
     throw ConfigError(
         "parallel.reduction = \"{}\" adds in the order of the ranks; with run.deterministic = \"layout_independent\" "

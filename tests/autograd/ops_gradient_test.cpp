@@ -71,7 +71,7 @@ TEST_F(OpGradient, LayerNormWithParameters) {
 TEST_F(OpGradient, Linear) {
   EXPECT_EQ(check(
                 [](Tape& tape, std::span<const Var> in) {
-                  return linear(tape, in[0], std::array{LinearWeights{in[1], {}}});
+                  return linear(tape, in[0], std::array{LinearWeights{in[1], {}}}, identity_reducer());
                 },
                 {random(Shape{5, 4}, "x"), random(Shape{3, 4}, "weight")}),
             "");
@@ -82,7 +82,8 @@ TEST_F(OpGradient, LinearOfThreeLayers) {
                 [](Tape& tape, std::span<const Var> in) {
                   return linear(
                       tape, in[0],
-                      std::array{LinearWeights{in[1], in[2]}, LinearWeights{in[3], {}}, LinearWeights{in[4], in[5]}});
+                      std::array{LinearWeights{in[1], in[2]}, LinearWeights{in[3], {}}, LinearWeights{in[4], in[5]}},
+                      identity_reducer());
                 },
                 {random(Shape{5, 4}, "x"), random(Shape{3, 4}, "q"), random(Shape{3, 1}, "q bias"),
                  random(Shape{2, 4}, "k"), random(Shape{6, 4}, "v"), random(Shape{6, 1}, "v bias")}),
@@ -90,9 +91,10 @@ TEST_F(OpGradient, LinearOfThreeLayers) {
 }
 
 TEST_F(OpGradient, LinearOfShard) {
-  EXPECT_EQ(check([](Tape& tape, std::span<const Var> in) { return linear_of_shard(tape, in[0], in[1]); },
-                  {random(Shape{5, 3}, "x"), random(Shape{3, 4}, "weight")}),
-            "");
+  EXPECT_EQ(
+      check([](Tape& tape, std::span<const Var> in) { return linear_of_shard(tape, in[0], in[1], identity_reducer()); },
+            {random(Shape{5, 3}, "x"), random(Shape{3, 4}, "weight")}),
+      "");
 }
 
 TEST_F(OpGradient, GeluMlp) {
@@ -100,13 +102,13 @@ TEST_F(OpGradient, GeluMlp) {
                                       random(Shape{7, 3}, "out")};
   EXPECT_EQ(check(
                 [](Tape& tape, std::span<const Var> in) {
-                  return gelu_mlp(tape, in[0], {in[1], in[2]}, in[3]);
+                  return gelu_mlp(tape, in[0], {in[1], in[2]}, in[3], identity_reducer());
                 },
                 inputs),
             "");
   EXPECT_EQ(check(
                 [](Tape& tape, std::span<const Var> in) {
-                  return gelu_mlp(tape, in[0], {in[1], {}}, in[2]);
+                  return gelu_mlp(tape, in[0], {in[1], {}}, in[2], identity_reducer());
                 },
                 {inputs[0], inputs[1], inputs[3]}),
             "");

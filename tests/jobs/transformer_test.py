@@ -108,9 +108,8 @@ class Transformer(JobTest):
               "model.kind=transfomer")
         fails("--set model.bias=3: model.bias is an integer, want true or false", "model.bias=3")
         fails("--set model.ffn_dim=-1: model.ffn_dim = -1: want at least 0", "model.ffn_dim=-1")
-        fails('--set run.deterministic: run.deterministic = "layout_independent": model.kind = "transformer" adds up over '
-              'what a rank holds of it, so its bits depend on the layout; use "same_layout"',
-              "run.deterministic=layout_independent")
+        fails("model.heads = 4 cannot be cut into parallel.virtual_tp = 5 shards; use fewer shards",
+              "run.deterministic=layout_independent", "parallel.virtual_tp=5")
         self.fails(2, "model.ffn_dim: 2 #cannot be split over 3 ranks; use at most 2#", "tf_train",
                    *self.settings("new", 1, 3, "model.ffn_dim=2"), ranks=3)
         self.fails(2, f"--set model.ffn_dim: model.ffn_dim = 98 contradicts the checkpoint, which has 97; remove the key, or "

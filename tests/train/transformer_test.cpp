@@ -123,6 +123,29 @@ TEST(Transformer, ResumesBitEqual) {
   }
 }
 
+RunConfig independent(RunConfig config) {
+  config.run.deterministic = Determinism::layout_independent;
+  config.parallel.reduction = Reduction::blocking;
+  return config;
+}
+
+TEST(Transformer, LayoutIndependentRunsGiveTheSameBits) {
+  const Lab lab;
+  for (const std::int64_t zero : {0, 1}) {
+    RunConfig config = independent(transformer(lab, DType::f32));
+    config.model.head = zero == 0 ? Head::tied : Head::untied;
+    config.parallel.zero = zero;
+    if (zero == 1) config.train.saves = {Recompute::scores, SavedDType::bf16};
+    train_and_save(lab, config, 5, lab.path("alone.h5"));
+    for (const auto& layout : layouts()) {
+      TinyRun run(config, lab, mesh_of(layout));
+      train(run.trainer, 5);
+      run.trainer.save(test_world(), lab.path("layout.h5"), Retention::rolling);
+      expect_same_content(lab.path("alone.h5"), lab.path("layout.h5"));
+    }
+  }
+}
+
 TEST(Transformer, RecomputesTheSameBits) {
   const Lab lab;
   for (const auto& layout : layouts()) {
@@ -147,6 +170,7 @@ TEST(Transformer, SendsWhatTheFormulasSay) {
     for (const Recompute recompute : {Recompute::none, Recompute::block}) {
       for (const Head head : {Head::tied, Head::untied}) {
         RunConfig config = transformer(lab, DType::f32);
+        if (head == Head::untied) config = independent(config);
         config.model.head = head;
         config.train.saves.recompute = recompute;
         config.train.micro_batch = 2;
@@ -170,31 +194,39 @@ TEST(Transformer, SendsWhatTheFormulasSay) {
 
 TEST(Transformer, TakesTheMemoryOfTheFormula) {
   const Lab lab;
-  for (const Recompute recompute : {Recompute::none, Recompute::scores, Recompute::block}) {
-    for (const SavedDType dtype : {SavedDType::same, SavedDType::bf16}) {
-      RunConfig config = transformer(lab, DType::f32);
-      config.model.layers = 4;
-      config.model.dim = 96;
-      config.model.max_seq = 64;
-      config.model.ffn_dim = 256;
-      config.train.batch = 4;
-      config.train.saves = {recompute, dtype};
-      TinyRun run(config, lab, mesh_of({1, test_world().size()}));
-      train(run.trainer, 1);
-      const MemoryReport& report = run.allocator.report();
-      std::size_t fixed = 0;
-      for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
-        fixed += report.peak[static_cast<std::size_t>(p)];
-      }
-      const auto peak = static_cast<double>(report.total_peak - fixed);
-      const auto estimate = static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(),
-                                                                 run.mesh.tp_index, config.train.dtype,
-                                                                 config.train.saves, config.train.batch, config.seq()));
-      const std::string what = fmt::format("recompute {} saved {}: {:.0f} of {:.0f} bytes", static_cast<int>(recompute),
-                                           static_cast<int>(dtype), peak, estimate);
-      EXPECT_LE(peak, 1.02 * estimate) << what;
-      EXPECT_GE(peak, 0.96 * estimate) << what;
+  for (const auto& [recompute, dtype, mode] : std::vector<std::tuple<Recompute, SavedDType, Determinism>>{
+           {Recompute::none, SavedDType::same, Determinism::same_layout},
+           {Recompute::scores, SavedDType::same, Determinism::same_layout},
+           {Recompute::block, SavedDType::same, Determinism::same_layout},
+           {Recompute::none, SavedDType::bf16, Determinism::same_layout},
+           {Recompute::scores, SavedDType::bf16, Determinism::same_layout},
+           {Recompute::block, SavedDType::bf16, Determinism::same_layout},
+           {Recompute::none, SavedDType::same, Determinism::layout_independent},
+           {Recompute::block, SavedDType::same, Determinism::layout_independent}}) {
+    RunConfig config = transformer(lab, DType::f32);
+    if (mode == Determinism::layout_independent) config = independent(config);
+    config.model.layers = 4;
+    config.model.dim = 96;
+    config.model.max_seq = 64;
+    config.model.ffn_dim = 256;
+    config.train.batch = 4;
+    config.parallel.virtual_dp = 1;
+    config.train.saves = {recompute, dtype};
+    TinyRun run(config, lab, mesh_of({1, test_world().size()}));
+    train(run.trainer, 1);
+    const MemoryReport& report = run.allocator.report();
+    std::size_t fixed = 0;
+    for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
+      fixed += report.peak[static_cast<std::size_t>(p)];
     }
+    const auto peak = static_cast<double>(report.total_peak - fixed);
+    const auto estimate =
+        static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(), run.mesh.tp_index,
+                                             config.train.dtype, config.train.saves, config.train.batch, config.seq()));
+    const std::string what = fmt::format("recompute {} saved {}: {:.0f} of {:.0f} bytes", static_cast<int>(recompute),
+                                         static_cast<int>(dtype), peak, estimate);
+    EXPECT_LE(peak, 1.02 * estimate) << what;
+    EXPECT_GE(peak, 0.96 * estimate) << what;
   }
 }
 
