@@ -112,8 +112,12 @@ double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
 }  // namespace
 
 std::int64_t head_chunk_rows(std::int64_t rows, std::int64_t vocab) {
-  const std::int64_t fit = (std::int64_t{1} << 24) / std::max<std::int64_t>(vocab, 1) / 64 * 64;
-  return std::min(std::clamp<std::int64_t>(fit, 64, 1024), std::max<std::int64_t>(rows, 1));
+  // 128 MiB of f32, and pieces of about the same size: products of few rows are slow.
+  const std::int64_t fit =
+      std::clamp<std::int64_t>((std::int64_t{1} << 25) / std::max<std::int64_t>(vocab, 1), 64, 1024);
+  const std::int64_t pieces = std::max<std::int64_t>((rows + fit - 1) / fit, 1);
+  const std::int64_t even = (rows + pieces - 1) / pieces;
+  return std::clamp<std::int64_t>((even + 15) / 16 * 16, 1, std::max<std::int64_t>(rows, 1));
 }
 
 HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,

@@ -17,9 +17,10 @@ namespace {
 
 constexpr std::int64_t kFewRows = 8;       // products of so few rows are matrix-vector products
 constexpr double kWorthForking = 1 << 20;  // multiply-adds; below, one thread is faster
-constexpr std::int64_t kBlocks = 16;       // enough for the threads of one process
-constexpr std::int64_t kLongBlock = 256;   // BLAS packs its operands anew each call: shorter is slower
-constexpr std::int64_t kShortBlock = 64;   // for matrices too small for long blocks
+// BLAS packs its operands anew in each call, so blocks are as long as the threads of one process leave them.
+constexpr std::int64_t kMostBlocks = 16, kFewBlocks = 4;
+constexpr std::int64_t kLongBlock = 384;  // unless there are only kFewBlocks
+constexpr std::int64_t kShortBlock = 64;
 
 /// OpenBLAS's choice of kernels for the processor, made when it was loaded; absent from builds for one processor.
 extern "C" [[gnu::weak]] void gotoblas_dynamic_quit();
@@ -53,8 +54,8 @@ void prepare_blas() {
 /// Rows of a block when a side of `size` is cut; depends on the size alone.
 std::int64_t block_size(std::int64_t size, double multiply_adds) {
   if (multiply_adds < kWorthForking) return size;
-  const std::int64_t even = blocks_of(blocks_of(size, kBlocks), 32) * 32;
-  return std::max(even, size >= 4 * kLongBlock ? kLongBlock : kShortBlock);
+  const std::int64_t blocks = std::clamp(size / kLongBlock, kFewBlocks, kMostBlocks);
+  return std::max(blocks_of(blocks_of(size, blocks), 32) * 32, kShortBlock);
 }
 
 template <class T>
