@@ -1,6 +1,5 @@
 #include "model/transformer.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -165,18 +164,16 @@ class TransformerKind final : public ModelKind {
     const bool scores_kept = pass.saves.recompute != Recompute::scores;
     const std::int64_t copies = rounded ? c : 0;  // attention's result, which proj keeps as well
     const std::int64_t kept = (4 * d + 4 * c + copies + (scores_kept ? n : 0)) * waiting + (heads + 4) * element;
-    // Going back through the MLP: dy and the neurons' gradients, what was rounded or left out once more (rounded
-    // neurons are gone when they are widened); then dx beside the neurons' gradients, the neurons themselves gone. With
-    // virtual shards dx has a part for each, those of all ranks put together, and their sum.
-    const std::int64_t widened = rounded ? d : 0;
-    const std::int64_t neurons_again = rounded || !scores_kept ? n : 0, gone = scores_kept ? n * waiting : 0;
-    const std::int64_t before = (d + n + widened + neurons_again) * element - (rounded ? gone : 0);
+    // Going back through the MLP: dy, dx and the neurons' gradients; what was rounded or left out once more. Rounded
+    // neurons are gone when they are widened. With virtual shards dx has a part for each, those of all ranks put
+    // together, and their sum.
+    const std::int64_t again = (rounded ? d : 0) + (rounded || !scores_kept ? n : 0);
+    const std::int64_t gone = rounded && scores_kept ? n * waiting : 0;
     std::int64_t dx = d;
     if (plan.shards) {
       dx += plan.shards->deal.count(pass.tp_rank) * d + (pass.tp > 1 ? plan.shards->deal.total() * d : 0);
     }
-    const std::int64_t after = (d + n + widened + dx) * element - gone;
-    return {pass.rows * kept, pass.rows * (kept + std::max(before, after))};
+    return {pass.rows * kept, pass.rows * (kept + (d + dx + n + again) * element - gone)};
   }
 
   void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,

@@ -163,7 +163,7 @@ struct GeluMlpNode final : Node {
   void backward(Tape& tape) override {
     Stream& stream = tape.stream();
     const Tensor input = x.load(tape);
-    Tensor a = take_scores(tape, input);
+    const Tensor a = take_scores(tape, input);
     Tensor buffer = tape.empty(a.shape(), a.dtype());  // P, then the gradients of P and of the scores
     if (dout) {
       kernels::gelu_forward(stream, view(a), buffer.view());
@@ -171,7 +171,6 @@ struct GeluMlpNode final : Node {
     }
     gradient_of_columns(stream, dy().read(), view(out), shards, GradMode::overwrite, buffer.view());
     kernels::gelu_backward(stream, view(a), view(buffer), GradMode::overwrite, buffer.view());
-    a = Tensor();
     weight_gradient(tape, view(buffer), view(input), shards, dweight);
     bias_gradient(tape, view(buffer), dbias);
     add_input_gradient(
