@@ -43,8 +43,8 @@ std::string manifest_path(const std::string& checkpoint);
 std::string manifest_text(Manifest& manifest);
 
 /// The manifest of `checkpoint`. Throws DataError when the checkpoint is not there, either of both cannot be opened or
-/// the manifest is of a newer format, CheckpointError when the manifest is missing, damaged or that of a file of another
-/// name.
+/// the manifest is of a newer format, CheckpointError when the manifest is missing, damaged or that of a file of
+/// another name.
 Manifest read_manifest(const std::string& checkpoint);
 /// The same for files that have other names: the manifest at `path`, of a checkpoint called `name`.
 Manifest read_manifest(const std::string& checkpoint, const std::string& path, const std::string& name);

@@ -6,8 +6,8 @@
 // they are read. Any mesh reads what any mesh wrote.
 //
 // Throws CheckpointError (exit code 4: file, byte range or tensor and rows, reason) for damage, also for a manifest
-// whose file is missing; DataError for a checkpoint that is not there, cannot be opened (it may be whole) or was written
-// in a newer format.
+// whose file is missing; DataError for a checkpoint that is not there, cannot be opened (it may be whole) or was
+// written in a newer format.
 #include <cstdint>
 #include <optional>
 #include <string>

@@ -19,8 +19,7 @@ TEST_P(Regressions, SeedsAreRead) {
 }
 
 TEST_P(Regressions, NoneComesBack) {
-  const std::filesystem::path folder =
-      source_file(std::string("tests/fuzz/regressions/") + GetParam()->name);
+  const std::filesystem::path folder = source_file(std::string("tests/fuzz/regressions/") + GetParam()->name);
   if (!std::filesystem::exists(folder)) return;  // nothing was found yet
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string bytes = bytes_of_file(entry.path());

@@ -127,9 +127,7 @@ TEST(PublishedFile, NamesOfAllParameters) {
   EXPECT_THROW(published_memory_name("layers.1.proj.weight", PublishedNorm::layernorm), InternalError);
 }
 
-TEST(PublishedFile, RefusesAnotherFile) {
-  EXPECT_THROW(PublishedFile(source_file("README.md")), DataError);
-}
+TEST(PublishedFile, RefusesAnotherFile) { EXPECT_THROW(PublishedFile(source_file("README.md")), DataError); }
 
 }  // namespace
 }  // namespace tforge
