@@ -120,7 +120,8 @@ void memory_lookup_forward(std::int64_t bits, ConstTensorView codes, ConstTensor
     strips[g] = {layers[g].y.columns(), passes.strip};
     total_strips += strips[g].count();
   }
-  const std::int64_t row_blocks_wanted = std::max(blocks_of(rows, kMostRows), blocks_of(kBlocks, total_strips));
+  const std::int64_t row_blocks_wanted =
+      std::max(blocks_of(rows, kMostRows), blocks_of(kBlocks, std::max<std::int64_t>(total_strips, 1)));
   const std::int64_t step =
       few ? std::max<std::int64_t>(rows, 1) : std::max(kLeastRows, blocks_of(rows, row_blocks_wanted));
   const std::int64_t table_bytes = (passes.strip << bits) * static_cast<std::int64_t>(sizeof(T));
