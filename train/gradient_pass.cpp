@@ -88,7 +88,7 @@ namespace {
 /// is kept apart, and the last otherwise.
 std::vector<Bucket> buckets_in_order(const RunConfig& config, const ParameterSet& parameters, int dp, bool apart) {
   std::vector<Bucket> buckets = parameters.buckets(bucket_bytes(config), dp);
-  if (apart) std::ranges::rotate(buckets, buckets.end() - 1);
+  if (apart) std::rotate(buckets.begin(), buckets.end() - 1, buckets.end());  // clang 14 cannot do std::ranges::rotate
   return buckets;
 }
 

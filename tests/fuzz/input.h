@@ -12,7 +12,8 @@
 #include "fuzz/targets.h"
 #include "support/scratch.h"
 
-extern "C" std::uint32_t H5_checksum_metadata(const void* bytes, std::size_t count, std::uint32_t seed);  // of libhdf5
+// NOLINTNEXTLINE(readability-identifier-naming): of libhdf5
+extern "C" std::uint32_t H5_checksum_metadata(const void* bytes, std::size_t count, std::uint32_t seed);
 
 namespace tforge::fuzz {
 

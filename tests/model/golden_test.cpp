@@ -92,7 +92,7 @@ TEST_P(MemoryFormerGolden, OneLayer) {
                            Var::parameter(tensor("bias", dbias.shape()), dbias, nullptr, 1)};
   Tape tape(allocator, stream, TapeMode::training);
   const Var x = tape.leaf(tensor("x", Shape{kRows, kIn}));
-  Grad dx = x.grad();
+  const Grad& dx = x.grad();
   const Var y = memory_layer(tape, x, hash, {&layer, 1}, identity_reducer());
   const auto expect_near = [&](const char* name, const Tensor& ours) {
     const std::vector<double> theirs = file.tensor(std::string("layer/") + name, ours.elements());
