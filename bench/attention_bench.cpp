@@ -7,7 +7,11 @@
 
 #include <vector>
 
+#include "autograd/ops/attention.h"
+#include "autograd/ops/block_attention.h"
+#include "autograd/ops/linear_attention.h"
 #include "kernels/gemm.h"
+#include "kernels/random.h"
 
 namespace tforge {
 namespace {
@@ -90,6 +94,75 @@ void sgemm(benchmark::State& state) {
       benchmark::Counter(2e-9 * kSide * kSide * kSide, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+/// One layer of 8 heads of 64 through the op of each kind, one sequence: `m` features, or blocks of 64 and 16 slots. No
+/// operations are counted: the kinds do not do the same ones.
+enum class Kind { softmax, linformer, performer, cosformer };
+
+struct Layer {
+  static constexpr std::int64_t kHeads = 8, kHeadDim = 64, kFeatures = 256, kBlock = 64, kSlots = 16;
+  Allocator allocator;
+  Stream stream;
+  Kind kind;
+  std::int64_t seq;
+  Tensor qkv, dout;
+  AttentionFeatures features;
+  BlockSlots slots;
+
+  explicit Layer(const benchmark::State& state) : kind(static_cast<Kind>(state.range(0))), seq(state.range(1)) {
+    kernels::start_cpu_runtime(1);
+    const auto random = [&](const char* name, const Shape& shape, double size) {
+      Tensor t = Tensor::empty(allocator, shape, DType::f32, Purpose::activations);
+      kernels::fill_normal(stream, 1, name, 0, size, GradMode::overwrite, t.view());
+      return t;
+    };
+    qkv = random("qkv", {seq, 3 * kHeads * kHeadDim}, 1);
+    dout = random("dout", {seq, kHeads * kHeadDim}, 1);
+    if (kind == Kind::performer) {
+      Tensor table =
+          Tensor::empty(allocator, {kHeadDim, kernels::feature_columns(kFeatures)}, DType::f32, Purpose::weights);
+      kernels::orthogonal_features(stream, 1, "bench", kFeatures, table.view());
+      features = {kernels::Features::random_exponential, kFeatures, table};
+    } else if (kind == Kind::cosformer) {
+      Tensor table = Tensor::empty(allocator, {seq, 2}, DType::f32, Purpose::weights);
+      kernels::cosine_features(stream, table.view());
+      features = {kernels::Features::relu_cosine, 2 * kHeadDim, table};
+    }
+    slots = {Var(random("keys", {kHeads * kSlots, kBlock}, 0.125)),
+             Var(random("values", {kHeads * kSlots, kBlock}, 0.125))};
+  }
+  Var run(Tape& tape, const Var& x) const {
+    switch (kind) {
+      case Kind::softmax: return causal_attention(tape, x, 1, kHeads);
+      case Kind::linformer: return block_attention(tape, x, 1, kHeads, slots);
+      default: return linear_attention(tape, x, 1, kHeads, features);
+    }
+  }
+};
+
+const char* name_of(Kind kind) {
+  constexpr const char* kNames[] = {"softmax", "linformer", "performer", "cosformer"};
+  return kNames[static_cast<int>(kind)];
+}
+
+void layer_forward(benchmark::State& state) {
+  Layer x(state);
+  Tape tape(x.allocator, x.stream, TapeMode::inference);
+  for (auto _ : state) benchmark::DoNotOptimize(x.run(tape, Var(x.qkv)).view().data);
+  state.SetLabel(name_of(x.kind));
+}
+
+void layer_both(benchmark::State& state) {
+  Layer x(state);
+  Tape tape(x.allocator, x.stream, TapeMode::training);
+  for (auto _ : state) tape.backward(x.run(tape, tape.leaf(x.qkv)), x.dout);
+  state.SetLabel(name_of(x.kind));
+}
+
+void lengths(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"kind", "seq"})->ArgsProduct({{0, 1, 2, 3}, {256, 512, 1024, 2048, 4096}});
+  b->Unit(benchmark::kMillisecond);
+}
+
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"batch", "heads", "q_seq", "kv_seq", "head_dim"});
   b->Args({8, 8, 256, 256, 32})->Args({16, 4, 256, 256, 32})->Args({1, 12, 512, 512, 64});
@@ -98,6 +171,8 @@ void shapes(benchmark::internal::Benchmark* b) {
 BENCHMARK(sgemm)->Name("Sgemm")->Unit(benchmark::kMillisecond);
 BENCHMARK(forward)->Name("AttentionForward")->Apply(shapes);
 BENCHMARK(backward)->Name("AttentionBackward")->Apply(shapes);
+BENCHMARK(layer_forward)->Name("LayerForward")->Apply(lengths);
+BENCHMARK(layer_both)->Name("LayerBoth")->Apply(lengths);
 BENCHMARK(forward)
     ->Name("AttentionOneQuery")
     ->ArgNames({"batch", "heads", "q_seq", "kv_seq", "head_dim"})

@@ -29,6 +29,12 @@ void check_keys(const char* op, const char* name, const AttentionShape& s, const
   if (x.rows() < reach) throw ShapeError("{}: {} has {} rows, want at least {}", op, name, x.rows(), reach);
 }
 
+/// The shape whose workspace backward takes: that depends on the keys alone.
+AttentionShape backward_shape(AttentionShape shape) {
+  shape.q_seq = shape.kv_seq;
+  return shape;
+}
+
 /// Pairs of a query and a key that it sees, over all sequences, of one head.
 double visible_pairs(const AttentionShape& s) {
   const auto seen = static_cast<double>(s.kv_seq), queries = static_cast<double>(s.q_seq);
@@ -67,9 +73,6 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   const std::int64_t rows = shape.batch * shape.q_seq;
   check_device(kOp, stream);
   check_shape(kOp, shape, columns);
-  if (shape.q_seq != shape.kv_seq) {
-    throw ShapeError("{}: q_seq {} and kv_seq {} differ; a cache has no gradient", kOp, shape.q_seq, shape.kv_seq);
-  }
   check_matrix(kOp, "q", q, q.dtype, rows, columns);
   check_keys(kOp, "k", shape, k, q.dtype, columns);
   check_keys(kOp, "v", shape, v, q.dtype, columns);
@@ -80,7 +83,7 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   check_matrix(kOp, "dq", dq, q.dtype, rows, columns);
   check_keys(kOp, "dk", shape, dk, q.dtype, columns);
   check_keys(kOp, "dv", shape, dv, q.dtype, columns);
-  check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
+  check_workspace(kOp, workspace, q.dtype, attention_workspace(backward_shape(shape), columns / shape.heads));
   const ProfileScope scope(
       stream, kOp,
       {10 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out, dout, dq, dk, dv)});

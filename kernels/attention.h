@@ -25,12 +25,12 @@ void causal_attention_forward(Stream& stream, const AttentionShape& shape, Const
                               ConstTensorView v, TensorView out, TensorView lse, TensorView workspace);
 
 /// dq [as q], dk and dv [as k] are overwritten; rows between kv_seq and kv_stride are left. Needs q, k, v, out and lse;
-/// recomputes the probabilities block by block. q_seq == kv_seq. Throws ShapeError, DTypeError.
+/// recomputes the probabilities block by block. workspace: that of q_seq = kv_seq. Throws ShapeError, DTypeError.
 void causal_attention_backward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
                                ConstTensorView v, ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
                                TensorView dq, TensorView dk, TensorView dv, TensorView workspace);
 
-/// Elements of workspace for either direction (forward alone when q_seq < kv_seq) on omp_get_max_threads() threads.
+/// Elements of workspace for either direction (of forward alone when q_seq < kv_seq) on omp_get_max_threads() threads.
 /// A thread holds a block of 24 rows of scores and packed keys and values: O(kv_seq * (head_dim + 24)).
 std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim);
 

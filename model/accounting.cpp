@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "model/attention.h"
 #include "model/memoryformer.h"
 
 namespace tforge {
@@ -21,7 +22,8 @@ std::vector<ModelPart> model_parts(const ModelConfig& config, std::int64_t seq) 
     part.multiply_adds *= static_cast<double>(config.layers);
     parts.push_back(std::move(part));
   }
-  parts.push_back({"attention", 0, static_cast<double>(config.layers * (seq + 1) * config.dim)});
+  parts.push_back({"attention", config.layers * attention_parameters(config),
+                   static_cast<double>(config.layers) * attention_multiply_adds(config, seq)});
   parts.push_back({"final norm", (config.stream_norm == StreamNorm::layernorm ? 2 : 1) * config.dim, 0});
   parts.push_back({kHead, config.head == Head::untied ? table : 0, static_cast<double>(table)});
   return parts;
@@ -57,7 +59,9 @@ std::string accounting_text(const ModelConfig& config, std::int64_t seq) {
   for (const ModelPart& part : parts) {
     text += fmt::format("{:<28} {:>15} {:>22.0f}\n", part.name, part.parameters, part.multiply_adds);
   }
+  text += fmt::format("attention: {}\n", attention_text(config));
   text += fmt::format("forward at context length {}: {:.4g} FLOPs a token", seq, 2 * all.multiply_adds);
+  if (config.attention.kind != AttentionKind::softmax) return text + "\n";  // the papers of the kinds count softmax
   if (config.kind == "memoryformer") {
     return text + fmt::format(
                       "; as MemoryFormer's paper counts (6 K d + 2 T d multiply-adds a block, no head, whole "

@@ -10,9 +10,9 @@
 namespace tforge {
 
 /// Parts of the whole model, all blocks together, forward and for one token at context length `seq`: embedding (a
-/// lookup: no multiply-adds), the projections of the blocks by part, attention (scores and weighted values of the (seq
-/// + 1) / 2 positions that a token sees on average: (seq + 1) d a block), final norm, head (parameters only when it is
-/// not tied).
+/// lookup: no multiply-adds), the projections of the blocks by part, attention (attention_multiply_adds; of softmax
+/// scores and weighted values of the (seq + 1) / 2 positions that a token sees on average: (seq + 1) d a block), final
+/// norm, head (parameters only when it is not tied).
 std::vector<ModelPart> model_parts(const ModelConfig& config, std::int64_t seq);
 
 /// The sum of parts, under that name; with or without embedding and head.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/ops/head_cross_entropy.h"
+#include "model/attention.h"
 #include "model/models.h"
 
 namespace tforge {
@@ -13,7 +14,10 @@ std::size_t activation_bytes(const ModelConfig& config, const ShardPlan& plan, i
   const std::int64_t rows = batch * seq, width = config.dim * element;
   const std::int64_t vocab = plan.vocab.count(tp_rank);
   const auto block_of = [&](const SavePolicy& policy) {
-    return kind_of(config).block_memory(config, plan, {plan.heads.ranks(), tp_rank, dtype, policy, rows});
+    BlockMemory block = kind_of(config).block_memory(config, plan, {plan.heads.ranks(), tp_rank, dtype, policy, rows});
+    const std::int64_t workspace = attention_backward_workspace(config, plan.heads.count(tp_rank), batch, seq);
+    block.peak = std::max(block.peak, block.attention + workspace * element);
+    return block;
   };
   // A hidden state that waits for backward.
   const std::int64_t waiting = rows * config.dim * (saves.dtype == SavedDType::bf16 ? 2 : element);

@@ -2,6 +2,7 @@
 
 #include "core/errors.h"
 #include "model/accounting.h"
+#include "model/attention.h"
 #include "model/models.h"
 
 namespace tforge {
@@ -25,6 +26,16 @@ std::string_view name_of(MemoryGroup group) {
     case MemoryGroup::attention: return "attention";
     case MemoryGroup::ffn_in: return "ffn_in";
     case MemoryGroup::ffn_out: return "ffn_out";
+  }
+  return "?";
+}
+
+std::string_view name_of(AttentionKind kind) {
+  switch (kind) {
+    case AttentionKind::softmax: return "softmax";
+    case AttentionKind::linformer: return "linformer";
+    case AttentionKind::performer: return "performer";
+    case AttentionKind::cosformer: return "cosformer";
   }
   return "?";
 }
@@ -67,6 +78,7 @@ void ModelConfig::validate() const {
   }
   if (!(rotary_base > 0)) throw ConfigError("model.rotary_base = {}: want more than 0", rotary_base);
   if (!(layernorm_eps > 0)) throw ConfigError("model.layernorm_eps = {}: want more than 0", layernorm_eps);
+  check_attention(*this);
   of_kind.validate(*this);
 }
 

@@ -29,6 +29,24 @@ enum class Head : std::uint8_t { untied, tied };
 /// Whether the projections of a Transformer or a MemoryFormer add biases.
 enum class Biases : std::uint8_t { none, all };
 
+/// How the positions of a sequence see those before them (model/attention.h).
+enum class AttentionKind : std::uint8_t { softmax, linformer, performer, cosformer };
+inline constexpr std::array<AttentionKind, 4> kAttentionKinds = {AttentionKind::softmax, AttentionKind::linformer,
+                                                                 AttentionKind::performer, AttentionKind::cosformer};
+std::string_view name_of(AttentionKind kind);
+
+struct AttentionConfig {
+  AttentionKind kind = AttentionKind::softmax;
+  // linformer
+  std::int64_t block = 64;  // positions that are projected together
+  std::int64_t slots = 16;  // to so many, for each head
+  // performer
+  std::int64_t features = 0;      // of a head; 0: int(head_dim ln(head_dim))
+  std::int64_t feature_seed = 0;  // of the directions that features are taken along
+
+  bool operator==(const AttentionConfig&) const = default;
+};
+
 struct ModelConfig {
   std::string kind = "tokenformer";
   std::int64_t layers = 4;
@@ -39,6 +57,7 @@ struct ModelConfig {
   double rotary_fraction = 0.25;
   double rotary_base = 10000.0;
   double layernorm_eps = 1e-5;
+  AttentionConfig attention;
 
   // tokenformer
   std::array<std::int64_t, 5> tokens = {128, 128, 128, 128, 512};  // parameter tokens by TokenGroup
@@ -75,7 +94,8 @@ struct ModelConfig {
   /// final LayerNorm), and V d of an untied head.
   std::int64_t parameters() const;
   /// Multiply-adds counted as 2, forward, for one token at context length `seq`: the projections of the blocks,
-  /// 4 * (seq + 1)/2 * d for causal attention (its computed half), 2 d V for the head.
+  /// those of causal attention (attention_multiply_adds: of softmax 2 (seq + 1) d, its computed half), 2 d V for the
+  /// head.
   double forward_flops_per_token(std::int64_t seq) const;
   /// Forward and backward: three times the forward.
   double train_flops_per_token(std::int64_t seq) const { return 3 * forward_flops_per_token(seq); }

@@ -110,9 +110,9 @@ std::vector<std::vector<std::int32_t>> generate(LanguageModel& model, Allocator&
       if (options.past_end == PastEnd::stop) break;
       length = (limit + 1) / 2;
       for (auto& window : windows) window.erase(window.begin(), window.end() - length);
-      cache.truncate(0);
+      cache.clear();
     }
-    if (options.cache == CacheUse::recomputed) cache.truncate(0);
+    if (options.cache == CacheUse::recomputed) cache.clear();
     const std::int64_t fresh = length - cache.length();  // tokens of a window that the cache does not hold
     Tensor tokens = Tensor::empty(allocator, Shape{options.samples * fresh}, DType::i32, Purpose::activations);
     auto to = tokens.span<std::int32_t>().begin();

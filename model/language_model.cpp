@@ -7,7 +7,6 @@
 #include "autograd/ops/residual.h"
 #include "autograd/ops/rms_norm.h"
 #include "core/errors.h"
-#include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/random.h"
 #include "kernels/rotary.h"
@@ -36,6 +35,8 @@ LanguageModel::LanguageModel(const ModelPlace& place)
   sine_ = Tensor::empty(allocator_, table, place.dtype, Purpose::weights);
   if (config_.rotary_dim() > 0) kernels::rotary_tables(place.stream, config_.rotary_base, cosine_.view(), sine_.view());
 
+  attention_ = make_attention(allocator_, place.stream, config_, place.dtype, local_heads(), parameters_);
+
   std::vector<std::int64_t> heads, vocab;
   for (int r = 0; r < tp_.size(); ++r) {
     heads.push_back(plan_.heads.count(r) * config_.head_dim());
@@ -51,6 +52,7 @@ void LanguageModel::initialise(std::uint64_t seed) {
     const std::string& path = p.path();
     Birth b;
     if (path == "final_norm.weight") b = {1.0, 0.0};
+    else if (is_attention_slots(path)) b = {0.0, attention_slots_deviation(config_)};
     else if (path != "final_norm.bias") b = birth(path);
     if (b.deviation == 0) {
       kernels::fill(stream, p.value().view(), b.constant);
@@ -86,7 +88,7 @@ HeadShards LanguageModel::head_shards() const { return {plan_.vocab_shards(tp_.r
 Var LanguageModel::block(Tape& tape, Var h, std::int64_t layer, std::int64_t seq) {
   Var qkv = attention_input(tape, h, layer);
   qkv = rotary(tape, std::move(qkv), cosine_, sine_, local_heads(), seq);
-  Var a = causal_attention(tape, qkv, h.shape().rows() / seq, local_heads());
+  Var a = attention_->forward(tape, qkv, h.shape().rows() / seq, layer);
   qkv = {};
   h = residual(tape, h, attention_output(tape, std::move(a), layer));
   a = {};
@@ -151,10 +153,8 @@ KvCache LanguageModel::make_cache(std::int64_t batch, std::int64_t capacity) {
   KvCache cache;
   cache.batch_ = batch;
   cache.capacity_ = capacity;
-  const Shape shape{batch * capacity, local_heads() * config_.head_dim()};
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-    cache.keys_.push_back(Tensor::zeros(allocator_, shape, dtype(), Purpose::activations));
-    cache.values_.push_back(Tensor::zeros(allocator_, shape, dtype(), Purpose::activations));
+    cache.layers_.push_back(attention_->make_memory(allocator_, batch, capacity));
   }
   return cache;
 }
@@ -167,29 +167,16 @@ Tensor LanguageModel::extend(Tape& tape, const Tensor& tokens, KvCache& cache) {
                         cache.length_, cache.capacity_);
   }
   const std::int64_t heads = local_heads(), c = heads * config_.head_dim();
-  const kernels::AttentionShape shape{batch, heads, n, cache.length_ + n, cache.capacity_};
-  Tensor workspace =
-      tape.empty(Shape{kernels::attention_workspace(shape, config_.head_dim())}, dtype(), Purpose::workspace);
   Var h = embed(tape, tokens);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     Var qkv = attention_input(tape, h, layer);
-    Tensor& keys = cache.keys_[static_cast<std::size_t>(layer)];
-    Tensor& values = cache.values_[static_cast<std::size_t>(layer)];
     if (config_.rotary_dim() > 0) {
       kernels::rotary_apply(stream, kernels::RotaryDirection::forward, static_cast<const Tensor&>(cosine_).view(),
                             static_cast<const Tensor&>(sine_).view(), 2 * heads, n, cache.length_,
                             qkv.value().view().column_range(0, 2 * c));
     }
-    for (std::int64_t b = 0; b < batch; ++b) {
-      const ConstTensorView rows = qkv.view().row_range(b * n, n);
-      const std::int64_t at = b * cache.capacity_ + cache.length_;
-      kernels::add_to(stream, rows.column_range(c, c), GradMode::overwrite, keys.view().row_range(at, n));
-      kernels::add_to(stream, rows.column_range(2 * c, c), GradMode::overwrite, values.view().row_range(at, n));
-    }
-    Tensor out = tape.empty(Shape{batch * n, c}, dtype());
-    kernels::causal_attention_forward(stream, shape, qkv.view().column_range(0, c),
-                                      static_cast<const Tensor&>(keys).view(),
-                                      static_cast<const Tensor&>(values).view(), out.view(), {}, workspace.view());
+    Tensor out = attention_->extend(tape, qkv.value(), batch, layer, cache.length_, cache.capacity_,
+                                    cache.layers_[static_cast<std::size_t>(layer)]);
     h = residual(tape, h, attention_output(tape, Var(std::move(out)), layer));
     h = residual(tape, h, feed_forward(tape, h, layer));
   }

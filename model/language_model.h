@@ -17,6 +17,7 @@
 
 #include "autograd/ops/head_cross_entropy.h"
 #include "autograd/tape.h"
+#include "model/attention.h"
 #include "model/config.h"
 #include "model/parameter.h"
 #include "model/shard_plan.h"
@@ -44,19 +45,19 @@ struct StateNumber {
   double value = 0;
 };
 
-/// Keys and values of the positions seen so far, for generation.
+/// What attention keeps of the positions seen so far, for generation: keys and values, or sums over them.
 class KvCache {
  public:
   std::int64_t length() const { return length_; }
   std::int64_t capacity() const { return capacity_; }
   std::int64_t batch() const { return batch_; }
-  /// Forgets everything from position `length` on.
-  void truncate(std::int64_t length) { length_ = std::min(length, length_); }
+  /// Forgets all positions.
+  void clear() { length_ = 0; }
 
  private:
   friend class LanguageModel;
   std::int64_t batch_ = 0, capacity_ = 0, length_ = 0;
-  std::vector<Tensor> keys_, values_;  // a layer: [batch * capacity, heads here * head_dim]
+  std::vector<AttentionMemory> layers_;
 };
 
 class LanguageModel {
@@ -154,6 +155,7 @@ class LanguageModel {
   Var embedding_, head_;  // head_: the embedding, where it is tied
   Norm final_norm_;
   Tensor cosine_, sine_;
+  std::unique_ptr<Attention> attention_;
   std::unique_ptr<Reducer> reducer_;
   ColumnPlan head_columns_, vocab_columns_;
 };

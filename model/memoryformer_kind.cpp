@@ -149,8 +149,11 @@ class MemoryFormerKind final : public ModelKind {
     const std::int64_t tables = plan.units[0].count(pass.tp_rank);
     const std::int64_t input = 2 * d * (rounded ? 2 : element) + (4 + tables) * element + 4 * tables;
     const std::int64_t together = pass.tp > 1 ? 3 * c + 8 * d : 0;
-    return {pass.rows * kept, std::max(pass.rows * (kept + going * element) + order_bytes(config, pass.rows),
-                                       pass.rows * (input + together * element))};
+    return {
+        pass.rows * kept,
+        std::max(pass.rows * (kept + going * element) + order_bytes(config, pass.rows),
+                 pass.rows * (input + together * element)),
+        pass.rows * (input + 4 * c * (rounded ? 2 : element) + (heads + d + 4 * c + (rounded ? 4 * c : 0)) * element)};
   }
 
   void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,

@@ -4,6 +4,7 @@
 
 #include "core/errors.h"
 #include "core/nearest.h"
+#include "model/attention.h"
 #include "model/memoryformer.h"
 #include "model/tokenformer.h"
 #include "model/transformer.h"
@@ -43,6 +44,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config, const Shar
   if (plan.shards) specs.back().shards = plan.shards->vocab;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     for (ParameterSpec& spec : kind_of(config).block_specs(config, plan, layer)) specs.push_back(std::move(spec));
+    for (ParameterSpec& spec : attention_specs(config, plan, layer)) specs.push_back(std::move(spec));
   }
   specs.push_back({"final_norm.weight", Shape{config.dim}, Placement::replicated, {}, Decay::no});
   if (config.stream_norm == StreamNorm::layernorm) {

@@ -29,8 +29,9 @@ struct BlockPass {
 
 /// Bytes of all rows of a pass.
 struct BlockMemory {
-  std::int64_t kept = 0;  // what a block keeps for backward
-  std::int64_t peak = 0;  // the most that a block takes, kept parts included, on its way forward or back
+  std::int64_t kept = 0;       // what a block keeps for backward
+  std::int64_t peak = 0;       // the most that a block takes, kept parts included, on its way forward or back
+  std::int64_t attention = 0;  // what it takes going back through attention, beside the workspace of that
 };
 
 /// A part of a block or of a whole model.

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "core/errors.h"
+#include "model/attention.h"
 #include "model/models.h"
 
 namespace tforge {
@@ -63,7 +64,7 @@ ShardPlan ShardPlan::dealt(const ModelConfig& config, int shards, int tp) {
   }
   cuts.vocab = cut(config.vocab, "model.vocab");
   plan.vocab = ShardBorders::of_ranks(cuts.vocab, cuts.deal);
-  if (kind_of(config).weights_by_heads()) {
+  if (kind_of(config).weights_by_heads() || attention_parameters(config) > 0) {
     cuts.heads = cut(config.heads, "model.heads");
     plan.heads = ShardBorders::of_ranks(*cuts.heads, cuts.deal);
   }

@@ -26,7 +26,7 @@ struct VirtualShards {
   ShardBorders deal;                // of the shards, by rank
   std::vector<ShardBorders> units;  // by axis, of the rows by shard
   ShardBorders vocab;
-  std::optional<ShardBorders> heads;  // where weights belong to heads (ModelKind::weights_by_heads)
+  std::optional<ShardBorders> heads;  // where weights belong to heads (ModelKind::weights_by_heads, linformer)
 };
 
 /// The rows that `rank` holds of what `shards` cut; of the memory of `shards`.

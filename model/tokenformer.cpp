@@ -79,7 +79,8 @@ void TokenFormer::set_state_number(const StateNumber& number) {
 /// Tells the heartbeats which layer is computed, by the first parameter of `group` (see parameter_specs()).
 void TokenFormer::enter(std::int64_t layer, TokenGroup group) const {
   constexpr std::size_t kGroups = std::size(kTokenGroups);
-  const std::size_t before = 1 + 2 * (static_cast<std::size_t>(layer) * kGroups + static_cast<std::size_t>(group));
+  const std::size_t of_block = 2 * kGroups + (config().attention.kind == AttentionKind::linformer ? 2 : 0);
+  const std::size_t before = 1 + static_cast<std::size_t>(layer) * of_block + 2 * static_cast<std::size_t>(group);
   set_place(parameters().all()[before].path());
 }
 

@@ -52,6 +52,12 @@ struct Sizes {
     return kept_by_qkv(saves) + bytes(saves, large, numbers);
   }
 
+  /// Going back through attention, when the rest of the block is gone: the gradients of h, of its result and of qkv.
+  std::int64_t attention(const SavePolicy& saves) const {
+    const std::int64_t widened = saves.dtype == SavedDType::bf16 ? 4 * c : 0;
+    return kept_by_qkv(saves) + bytes(saves, 4 * c, heads + d + 4 * c + widened);
+  }
+
   /// Beside what is kept, going back through Pattention of n tokens in all: `gradients` elements a row, the input
   /// widened, scores or their gradients outside the kernels' workspace.
   std::int64_t transient(const SavePolicy& saves, std::int64_t n, std::int64_t gradients) const {
@@ -158,7 +164,8 @@ class TokenFormerKind final : public ModelKind {
 
   BlockMemory block_memory(const ModelConfig& config, const ShardPlan& plan, const BlockPass& pass) const override {
     const Sizes sizes(config, plan, pass.tp_rank, pass.dtype);
-    return {pass.rows * sizes.kept(pass.saves), sizes.block(pass.saves, pass.rows)};
+    return {pass.rows * sizes.kept(pass.saves), sizes.block(pass.saves, pass.rows),
+            pass.rows * sizes.attention(pass.saves)};
   }
 
   void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,

@@ -173,7 +173,10 @@ class TransformerKind final : public ModelKind {
     if (plan.shards) {
       dx += plan.shards->deal.count(pass.tp_rank) * d + (pass.tp > 1 ? plan.shards->deal.total() * d : 0);
     }
-    return {pass.rows * kept, pass.rows * (kept + (d + dx + n + again) * element - gone)};
+    // Going back through attention, when the rest of the block is gone: the gradients of h, of its result and of qkv.
+    const std::int64_t attention =
+        (2 * d + 4 * c) * waiting + (heads + 2 + d + 4 * c + (rounded ? 4 * c : 0)) * element;
+    return {pass.rows * kept, pass.rows * (kept + (d + dx + n + again) * element - gone), pass.rows * attention};
   }
 
   void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,

@@ -6,6 +6,7 @@
 #include "core/rng.h"
 #include "kernels/elementwise.h"
 #include "kernels/random.h"
+#include "model/attention.h"
 #include "model/transformer.h"
 
 namespace tforge {
@@ -56,6 +57,8 @@ class TransformerGrowth final : public Growth {
     stream_ = {before.dim, grown_.dim};
     neurons_ = {before.neurons(), grown_.ffn_dim};
     words_ = {before.vocab, before.vocab};
+    slots_ = {before.heads * before.attention.slots, grown_.heads * before.attention.slots};
+    block_ = {before.attention.block, before.attention.block};
   }
 
   const ModelConfig& grown() const override { return grown_; }
@@ -113,6 +116,7 @@ class TransformerGrowth final : public Growth {
     if (is("query.weight") || is("key.weight") || is("value.weight")) {
       return {stream_, stream_, Consumed::columns, Produced::rows};
     }
+    if (is_attention_slots(path)) return {slots_, block_, Consumed::none, Produced::rows};
     if (is("proj.weight")) return {stream_, stream_, Consumed::rows, Produced::columns};
     if (is("ffn.in.weight")) return {neurons_, stream_, Consumed::columns, Produced::rows};
     if (is("ffn.in.bias")) return {neurons_, one, Consumed::none, Produced::rows};
@@ -140,6 +144,10 @@ class TransformerGrowth final : public Growth {
   void fill_new_block(Stream& stream, const ParameterSpec& spec, std::int64_t first, TensorView out) const {
     const std::string_view path = spec.path;
     if (path.ends_with("norm.weight")) return kernels::fill(stream, out, 1);
+    if (is_attention_slots(path)) {
+      return kernels::fill_normal(stream, seed_, spec.path, first, attention_slots_deviation(grown_),
+                                  GradMode::overwrite, out);
+    }
     if (path.ends_with(".bias") || Transformer::ends_on_stream(path)) return kernels::fill(stream, out, 0);
     kernels::fill_normal(stream, seed_, spec.path, first, Transformer::kDeviation, GradMode::overwrite, out);
   }
@@ -149,6 +157,7 @@ class TransformerGrowth final : public Growth {
   double noise_;
   std::vector<GrowthGroup> groups_;
   Axis stream_, neurons_, words_;
+  Axis slots_, block_;  // of linformer
 };
 
 }  // namespace

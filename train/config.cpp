@@ -202,14 +202,14 @@ void choose_reduction(RunConfig& config, const std::map<std::string, std::string
   }
 }
 
-/// A key of another kind of model would be read and then mean nothing.
+/// A key of another kind of model or attention would be read and then mean nothing.
 void refuse_keys_of_other_kinds(const LoadedConfig& loaded) {
   for (const Field& field : config_fields()) {
     const auto given = loaded.given.find(field.key);
     if (given == loaded.given.end() || field.belongs_to(loaded.config)) continue;
-    throw ConfigError(
-        "{}: {} is a key of model.kind = \"{}\", and model.kind is \"{}\"; remove the one or change the other",
-        given->second, field.key, fmt::join(field.model_kinds, "\" or \""), loaded.config.model.kind);
+    throw ConfigError("{}: {} is a key of {} = \"{}\", and {} is \"{}\"; remove the one or change the other",
+                      given->second, field.key, field.owner, fmt::join(field.owners, "\" or \""), field.owner,
+                      std::get<std::string>(find_field(field.owner)->get(loaded.config)));
   }
 }
 

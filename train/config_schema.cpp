@@ -1,9 +1,11 @@
 #include "train/config_schema.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "core/printable.h"
+#include "model/attention.h"
 #include "model/models.h"
 #include "parallel/communicator.h"
 #include "parallel/ordered_sum.h"
@@ -109,14 +111,18 @@ Field flag(std::string key, Member member, std::string doc) {
   return f;
 }
 
-/// A key that models of some kinds alone have.
-Field only_of(const std::vector<std::string>& model_kinds, Field field) {
-  field.doc += fmt::format(" ({})", fmt::join(model_kinds, ", "));
-  field.model_kinds = model_kinds;
+/// A key that some values of another one alone have: models of some kinds, unless told otherwise.
+Field only_of(const std::vector<std::string>& owners, Field field, const char* owner = "model.kind") {
+  field.doc += fmt::format(" ({})", fmt::join(owners, ", "));
+  field.owner = owner;
+  field.owners = owners;
   return field;
 }
 Field only_of(const char* model_kind, Field field) {
   return only_of(std::vector<std::string>{model_kind}, std::move(field));
+}
+Field only_of_attention(AttentionKind kind, Field field) {
+  return only_of({std::string(name_of(kind))}, std::move(field), "model.attention.kind");
 }
 
 std::string kind_names() {
@@ -195,6 +201,24 @@ std::vector<Field> make_fields() {
   by_memory_group("chunk_bits", &ModelConfig::chunk_bits, between(0, 16),
                   "bits of a table at birth, the coordinates of a chunk; 0: all bits");
   by_memory_group("weight_bits", &ModelConfig::weight_bits, between(0, 16), "bits that the weight looks at; 0: all");
+
+  std::vector<std::string> attention_kinds;
+  for (const AttentionKind kind : kAttentionKinds) attention_kinds.emplace_back(name_of(kind));
+  f.push_back(choice("model.attention.kind", MEMBER(model.attention.kind), attention_kinds,
+                     "attention between positions; docs/attention.md says what is published of each"));
+  f.push_back(only_of_attention(AttentionKind::linformer,
+                                integer("model.attention.block", MEMBER(model.attention.block), between(1, kMostBlock),
+                                        "positions that are projected together, once all are past")));
+  f.push_back(only_of_attention(AttentionKind::linformer,
+                                integer("model.attention.slots", MEMBER(model.attention.slots), between(1, kMostBlock),
+                                        "projections of a block, for each head")));
+  f.push_back(
+      only_of_attention(AttentionKind::performer,
+                        integer("model.attention.features", MEMBER(model.attention.features), between(0, kMostFeatures),
+                                "random features of a head; 0: head_dim ln(head_dim)")));
+  f.push_back(only_of_attention(AttentionKind::performer,
+                                integer("model.attention.feature_seed", MEMBER(model.attention.feature_seed),
+                                        at_least(0), "seed of the random features, which nothing trains")));
 
   f.push_back(text("data.path", MEMBER(data.path), Text::required, "token dataset written by tf_prepare"));
 
@@ -313,6 +337,11 @@ std::vector<Field> make_fields() {
 std::span<const Field> config_fields() {
   static const std::vector<Field> fields = make_fields();
   return fields;
+}
+
+bool Field::belongs_to(const RunConfig& config) const {
+  return owners.empty() ||
+         std::ranges::find(owners, std::get<std::string>(find_field(owner)->get(config))) != owners.end();
 }
 
 const Field* find_field(std::string_view key) {

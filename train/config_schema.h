@@ -1,6 +1,5 @@
 #pragma once
 // The table of configuration keys, and the type of its rows.
-#include <algorithm>
 #include <functional>
 #include <span>
 #include <string>
@@ -26,11 +25,10 @@ struct Field {
   std::function<bool(const FieldValue&)> in_range;  // may be empty
   std::function<FieldValue(const RunConfig&)> get;
   std::function<void(RunConfig&, const FieldValue&)> set;
-  std::vector<std::string> model_kinds = {};  // those that have the key; empty: all
+  std::string owner = {};                // a key, a text or a choice, of which
+  std::vector<std::string> owners = {};  // these values alone have this key; empty: all
 
-  bool belongs_to(const RunConfig& config) const {
-    return model_kinds.empty() || std::ranges::find(model_kinds, config.model.kind) != model_kinds.end();
-  }
+  bool belongs_to(const RunConfig& config) const;
 };
 
 std::span<const Field> config_fields();

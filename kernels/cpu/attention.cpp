@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/head_products.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/row_passes.h"
@@ -22,29 +23,6 @@ namespace {
 
 constexpr std::int64_t kBlock = 2 * kTileRows;  // query rows of a block
 constexpr std::int64_t kDepth = 256;            // keys of a chain
-constexpr std::int64_t kPad = 32;               // workspace extents are multiples of this; so is every panel width
-
-constexpr std::int64_t padded(std::int64_t n) { return (n + kPad - 1) / kPad * kPad; }
-
-/// A matrix whose element (i, k) is data[i * row + k * step].
-template <class T>
-struct Left {
-  const T* data;
-  std::int64_t row;
-  std::int64_t step;
-};
-/// One panel: row k starts at data + k * row.
-template <class T>
-struct Panel {
-  const T* data;
-  std::int64_t row;
-};
-
-/// c [rows, panel] {=, +=} a [rows, depth] b [depth, panel] for up to kTileRows rows.
-template <class T>
-void tile(std::int64_t rows, std::int64_t depth, Left<T> a, Panel<T> b, GradMode mode, T* c, std::int64_t c_row) {
-  tile_product<T>()(rows, depth, a.data, a.row, a.step, b.data, b.row, c, c_row, mode);
-}
 
 /// Extents of the workspace of one thread, in elements.
 struct Extents {
@@ -58,33 +36,6 @@ struct Extents {
   std::int64_t forward() const { return transposed + packed + scores + rows; }
   std::int64_t backward() const { return 2 * transposed + 3 * packed + 2 * scores + 3 * rows; }
 };
-
-/// Hands out pieces of a thread's workspace.
-template <class T>
-class Pieces {
- public:
-  explicit Pieces(T* next) : next_(next) {}
-  T* take(std::int64_t elements) {
-    T* piece = next_;
-    next_ += elements;
-    return piece;
-  }
-
- private:
-  T* next_;
-};
-
-/// The rows of one head of one sequence.
-template <class T>
-struct Head {
-  T* data;
-  std::int64_t row;
-};
-template <class T, class View>
-auto head_of(const View& view, std::int64_t first_row, std::int64_t column) {
-  auto* data = view.template as<T>() + first_row * view.row_stride + column;
-  return Head<std::remove_pointer_t<decltype(data)>>{data, view.row_stride};
-}
 
 /// scores[i, j] = x[i] . y[j] for the rows [row, row + m) of a block and the keys of one panel, where a row sees them:
 /// row i sees the keys 0 .. seen + i.
@@ -193,6 +144,7 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
   const std::int64_t head_dim = q.columns() / shape.heads;
   const std::int64_t wide = padded(head_dim);
   const std::int64_t seq = shape.kv_seq;
+  const std::int64_t earlier = seq - shape.q_seq;  // keys before the first query's own
   const Extents extents(shape, head_dim);
   const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(head_dim)));
   T* const scratch = workspace.as<T>();
@@ -202,8 +154,8 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
     const std::int64_t b = index / shape.heads;
     const std::int64_t h = index % shape.heads;
     const auto head = [&](const auto& view, std::int64_t stride) { return head_of<T>(view, b * stride, h * head_dim); };
-    const auto queries = head(q, seq), keys = head(k, shape.kv_stride), values = head(v, shape.kv_stride);
-    const auto outputs = head(out, seq), gradients = head(dout, seq);
+    const auto queries = head(q, shape.q_seq), keys = head(k, shape.kv_stride), values = head(v, shape.kv_stride);
+    const auto outputs = head(out, shape.q_seq), gradients = head(dout, shape.q_seq);
     Pieces<T> pieces(scratch + omp_get_thread_num() * extents.backward());
     T* const key_panels = pieces.take(extents.transposed);    // of K^T
     T* const value_panels = pieces.take(extents.transposed);  // of V^T
@@ -223,25 +175,27 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
     std::fill_n(dkeys, seq * wide, T(0));
     std::fill_n(dvalues, seq * wide, T(0));
 
-    for (std::int64_t row = 0; row < seq; row += kBlock) {
-      const std::int64_t m = std::min(kBlock, seq - row);
+    for (std::int64_t row = 0; row < shape.q_seq; row += kBlock) {
+      const std::int64_t m = std::min(kBlock, shape.q_seq - row);
+      const std::int64_t seen = earlier + row;  // row i of the block sees the keys 0 .. seen + i
       const T* const x = queries.data + row * queries.row;
       const T* const dy = gradients.data + row * gradients.row;
-      for (std::int64_t j = 0; j < row + m; j += kPanelColumns<T>) {
-        panel_of_scores<T>(x, queries.row, m, row, head_dim, key_panels + j * head_dim, j, p, extents.scores_row);
-        panel_of_scores<T>(dy, gradients.row, m, row, head_dim, value_panels + j * head_dim, j, ds, extents.scores_row);
+      for (std::int64_t j = 0; j < seen + m; j += kPanelColumns<T>) {
+        panel_of_scores<T>(x, queries.row, m, seen, head_dim, key_panels + j * head_dim, j, p, extents.scores_row);
+        panel_of_scores<T>(dy, gradients.row, m, seen, head_dim, value_panels + j * head_dim, j, ds,
+                           extents.scores_row);
       }
       for (std::int64_t i = 0; i < m; ++i) {
         // sum_j P_j dP_j = <dout, out>
         const T* const y = outputs.data + (row + i) * outputs.row;
         const T dot = passes.dot(dy + i * gradients.row, y, head_dim);
-        const std::int64_t count = row + i + 1;
+        const std::int64_t count = seen + i + 1;
         passes.score_gradients(p + i * extents.scores_row, ds + i * extents.scores_row, count, count + kTileRows - 1,
-                               scale, lse.as<T>()[(b * seq + row + i) * shape.heads + h], dot);
+                               scale, lse.as<T>()[(b * shape.q_seq + row + i) * shape.heads + h], dot);
       }
-      mix<T>(ds, extents.scores_row, m, row, head_dim, {key_rows, kPanelColumns<T>}, seq * kPanelColumns<T>, dqueries,
+      mix<T>(ds, extents.scores_row, m, seen, head_dim, {key_rows, kPanelColumns<T>}, seq * kPanelColumns<T>, dqueries,
              wide);
-      const auto to = head(dq, seq);
+      const auto to = head(dq, shape.q_seq);
       for (std::int64_t i = 0; i < m; ++i) {
         passes.scale(scale, dqueries + i * wide, head_dim, to.data + (row + i) * to.row);
       }
@@ -249,9 +203,9 @@ void causal_attention_backward(const AttentionShape& shape, ConstTensorView q, C
       pack_rows(x, queries.row, 0, m, kBlock, head_dim, query_rows);
       pack_rows(dy, gradients.row, 0, m, kBlock, head_dim, gradient_rows);
       for (std::int64_t c = 0; c < head_dim; c += kPanelColumns<T>) {
-        for (std::int64_t j = 0; j < row + m; j += kTileRows) {
-          const std::int64_t count = std::min(kTileRows, row + m - j);
-          const std::int64_t first = std::max<std::int64_t>(0, j - row);
+        for (std::int64_t j = 0; j < seen + m; j += kTileRows) {
+          const std::int64_t count = std::min(kTileRows, seen + m - j);
+          const std::int64_t first = std::max<std::int64_t>(0, j - seen);
           const std::int64_t at = first * extents.scores_row + j;
           const std::int64_t panel = c * kBlock + first * kPanelColumns<T>;
           tile<T>(count, m - first, {ds + at, 1, extents.scores_row}, {query_rows + panel, kPanelColumns<T>},

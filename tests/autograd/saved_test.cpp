@@ -6,8 +6,10 @@
 
 #include "autograd/grad_check.h"
 #include "autograd/ops/attention.h"
+#include "autograd/ops/block_attention.h"
 #include "autograd/ops/gelu.h"
 #include "autograd/ops/layer_norm.h"
+#include "autograd/ops/linear_attention.h"
 #include "autograd/ops/pattention.h"
 #include "autograd/ops/recompute.h"
 #include "autograd/ops/residual.h"
@@ -300,6 +302,22 @@ TEST_F(SavedTest, Bf16OfTheOtherOps) {
   check(
       "attention", {random(Shape{kBatch * kSeq, 3 * kHeads * kHeadDim}, "qkv")},
       [](Tape& tape, std::span<const Var> in) { return causal_attention(tape, in[0], kBatch, kHeads); }, 4e-3);
+  Tensor angles = Tensor::empty(allocator, Shape{kSeq, 2}, DType::f32, Purpose::weights);
+  kernels::cosine_features(stream, angles.view());
+  check(
+      "linear attention", {random(Shape{kBatch * kSeq, 3 * kHeads * kHeadDim}, "qkv")},
+      [&](Tape& tape, std::span<const Var> in) {
+        return linear_attention(tape, in[0], kBatch, kHeads, {kernels::Features::relu_cosine, 2 * kHeadDim, angles});
+      },
+      4e-3);
+  check(
+      "block attention",
+      {random(Shape{kBatch * kSeq, 3 * kHeads * kHeadDim}, "qkv"), random(Shape{kHeads * 3, 20}, "keys", 0.2),
+       random(Shape{kHeads * 3, 20}, "values", 0.2)},
+      [](Tape& tape, std::span<const Var> in) {
+        return block_attention(tape, in[0], kBatch, kHeads, {in[1], in[2]});
+      },
+      4e-3);
 }
 
 }  // namespace

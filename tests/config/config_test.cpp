@@ -234,7 +234,7 @@ TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
       field.set(c, (std::int64_t{1} << 60) + 1);
     }
   }
-  c.model.rotary_fraction = 0.5;
+  c.model.rotary_fraction = 0;                     // as "cosformer" wants it
   c.train.saves.dtype = SavedDType::same;          // bf16 is for f32 alone
   c.run.deterministic = Determinism::same_layout;  // the other does not go with "polled" and "append"
   const RunConfig back = parse_config(to_toml(c), "checkpoint").config;

@@ -79,6 +79,31 @@ TEST(GrownTransformer, KeepsTheOutputOfATrainedModel) {
   }
 }
 
+/// Linformer's projections are copied with their heads; random features are the same for all heads.
+TEST(GrownTransformer, KeepsTheOutputWithAnyAttention) {
+  const Lab lab;
+  for (const AttentionKind kind : kAttentionKinds) {
+    for (const char* model : {"transformer", "tokenformer"}) {
+      RunConfig config = transformer(lab, DType::f64);
+      config.model.kind = model;
+      config.model.rotary_fraction = 0;
+      config.model.attention.kind = kind;
+      config.model.attention.block = 8;
+      config.model.attention.slots = 3;
+      const std::string old = fmt::format("old {} {}", name_of(kind), model), grown = old + " grown";
+      train_and_save(lab, config, 10, lab.path(old));
+      const Counts counts =
+          config.model.kind == "transformer" ? Counts{{"dim", 64}, {"layers", 3}} : Counts{{"query", 40}, {"ffn", 120}};
+      ExpandRequest request = request_of(lab, grown, counts);
+      request.checkpoint = lab.path(old);
+      expand_alone(request);
+      EXPECT_LE(change(logits_of(lab, grown), logits_of(lab, old)), 1e-12) << old;
+      TinyRun run(config, lab, mesh_of(layouts().back()), lab.path(grown));
+      EXPECT_EQ(run.trainer.step().update, Update::applied) << old;
+    }
+  }
+}
+
 TEST(GrownTransformer, AnotherFactorChangesTheFunctionAndSaysByHowMuch) {
   const Lab lab;
   train_and_save(lab, transformer(lab, DType::f64), 15, lab.path("old"));

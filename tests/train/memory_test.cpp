@@ -93,6 +93,31 @@ TEST(Memory, SteadyStepsOfVirtualShardsRequestNone) {
   }
 }
 
+TEST(Memory, SteadyStepsOfOtherAttentionRequestNone) {
+  const Lab lab;
+  for (const AttentionKind kind : {AttentionKind::linformer, AttentionKind::performer, AttentionKind::cosformer}) {
+    for (const SavePolicy& saves : {SavePolicy{}, SavePolicy{Recompute::block, SavedDType::bf16}}) {
+      RunConfig config = lab.config(DType::f32);
+      config.model.kind = "transformer";
+      config.model.rotary_fraction = 0;
+      config.model.attention.kind = kind;
+      config.model.attention.block = 8;
+      config.model.attention.slots = 3;
+      config.train.micro_batch = 4;
+      config.train.saves = saves;
+      TinyRun run(config, lab, mesh_of(layouts().back()));
+      train(run.trainer, 2);
+      const std::uint64_t before = run.allocator.report().system_requests;
+      requests = 0;
+      counting = true;
+      for (int i = 0; i < 4; ++i) run.trainer.step();
+      counting = false;
+      EXPECT_EQ(run.allocator.report().system_requests, before) << name_of(kind);
+      EXPECT_EQ(requests, 0U) << name_of(kind);
+    }
+  }
+}
+
 /// What `tf_train --dry-run` tells is what a step takes, under every policy.
 TEST(Memory, TheEstimateIsCloseToThePeak) {
   const Lab lab;

@@ -1,0 +1,139 @@
+#include "kernels/linear_attention.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cpu/head_products.h"
+#include "kernels/cpu/linear_attention.h"
+#include "kernels/work.h"
+
+namespace tforge::kernels {
+namespace {
+
+void check_shape(const char* op, const LinearShape& s, std::int64_t columns) {
+  if (s.batch < 0 || s.heads < 1 || s.seq < 1 || s.first < 0) {
+    throw ShapeError("{}: batch {}, heads {}, seq {}, first {}; want heads and seq of at least 1", op, s.batch, s.heads,
+                     s.seq, s.first);
+  }
+  if (columns < 1 || columns % s.heads != 0) {
+    throw ShapeError("{}: {} columns do not make {} heads", op, columns, s.heads);
+  }
+}
+
+void check_map(const char* op, const LinearShape& s, const FeatureMap& map, DType dtype, std::int64_t head_dim) {
+  if (map.kind == Features::random_exponential) {
+    if (map.count < 1) throw ShapeError("{}: {} features, want at least 1", op, map.count);
+    return check_matrix(op, "table", map.table, dtype, head_dim, feature_columns(map.count));
+  }
+  if (map.count != 2 * head_dim) {
+    throw ShapeError("{}: {} features of a head of {}, want {}", op, map.count, head_dim, 2 * head_dim);
+  }
+  check_matrix(op, "table", map.table, dtype, map.table.rows(), 2);
+  if (s.first + s.seq > map.table.rows()) {
+    throw ShapeError("{}: positions {}..{}, the table holds 0..{}", op, s.first, s.first + s.seq - 1,
+                     map.table.rows() - 1);
+  }
+}
+
+/// Operations of one head of one sequence: products of `by_features` with all features and head_dim, and so many of w.
+double operations(const LinearShape& s, const FeatureMap& map, std::int64_t head_dim, double by_features,
+                  double by_pair) {
+  const auto m = static_cast<double>(map.count), d = static_cast<double>(head_dim), seq = static_cast<double>(s.seq);
+  const double seen = (static_cast<double>(std::min(s.seq, kLinearChunk)) + 1) / 2;
+  const double maps = map.kind == Features::random_exponential ? by_features : 0;
+  return 2 * static_cast<double>(s.batch * s.heads) * seq * (m * d * (by_features + maps) + seen * (m + d) * by_pair);
+}
+
+}  // namespace
+
+std::int64_t feature_columns(std::int64_t count) { return cpu::padded(count); }
+
+void orthogonal_features(Stream& stream, std::uint64_t seed, std::string_view name, std::int64_t count,
+                         TensorView table) {
+  constexpr const char* kOp = "orthogonal_features";
+  check_device(kOp, stream);
+  if (count < 1) throw ShapeError("{}: {} features, want at least 1", kOp, count);
+  check_matrix(kOp, "table", table, table.dtype, table.rows(), feature_columns(count));
+  with_compute_type(kOp, table.dtype, [&](auto t) { cpu::orthogonal_features<decltype(t)>(seed, name, count, table); });
+}
+
+void cosine_features(Stream& stream, TensorView table) {
+  constexpr const char* kOp = "cosine_features";
+  check_device(kOp, stream);
+  check_matrix(kOp, "table", table, table.dtype, table.rows(), 2);
+  with_compute_type(kOp, table.dtype, [&](auto t) { cpu::cosine_features<decltype(t)>(table); });
+}
+
+void linear_attention_forward(Stream& stream, const LinearShape& shape, const FeatureMap& map, ConstTensorView q,
+                              ConstTensorView k, ConstTensorView v, TensorView out, TensorView den, TensorView state,
+                              TensorView workspace) {
+  constexpr const char* kOp = "linear_attention_forward";
+  const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq;
+  check_device(kOp, stream);
+  check_shape(kOp, shape, columns);
+  const std::int64_t head_dim = columns / shape.heads;
+  check_map(kOp, shape, map, q.dtype, head_dim);
+  check_matrix(kOp, "q", q, q.dtype, rows, columns);
+  check_matrix(kOp, "k", k, q.dtype, rows, columns);
+  check_matrix(kOp, "v", v, q.dtype, rows, columns);
+  check_matrix(kOp, "out", out, q.dtype, rows, columns);
+  if (den) {
+    check_matrix(kOp, "den", den, q.dtype, rows, shape.heads);
+    check_vector(kOp, "den", den, q.dtype, rows * shape.heads);
+  }
+  if (state) {
+    const std::int64_t size = linear_attention_state(head_dim, map.count);
+    check_matrix(kOp, "state", state, q.dtype, shape.batch * shape.heads, size);
+    check_vector(kOp, "state", state, q.dtype, shape.batch * shape.heads * size);
+  } else if (shape.first > 0) {
+    throw ShapeError("{}: positions from {} on without the state of those before", kOp, shape.first);
+  }
+  check_workspace(kOp, workspace, q.dtype, linear_attention_workspace(shape, head_dim, map.count, LinearPass::forward));
+  const ProfileScope scope(stream, kOp, {operations(shape, map, head_dim, 2, 1), bytes_of(q, k, v, out)});
+  with_compute_type(kOp, q.dtype, [&](auto t) {
+    cpu::linear_attention_forward<decltype(t)>(shape, map, q, k, v, out, den, state, workspace);
+  });
+}
+
+void linear_attention_backward(Stream& stream, const LinearShape& shape, const FeatureMap& map, ConstTensorView q,
+                               ConstTensorView k, ConstTensorView v, ConstTensorView out, ConstTensorView den,
+                               ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv,
+                               TensorView workspace) {
+  constexpr const char* kOp = "linear_attention_backward";
+  const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq;
+  check_device(kOp, stream);
+  check_shape(kOp, shape, columns);
+  const std::int64_t head_dim = columns / shape.heads;
+  check_map(kOp, shape, map, q.dtype, head_dim);
+  if (shape.first != 0) throw ShapeError("{}: first is {}; a state has no gradient", kOp, shape.first);
+  check_matrix(kOp, "q", q, q.dtype, rows, columns);
+  check_matrix(kOp, "k", k, q.dtype, rows, columns);
+  check_matrix(kOp, "v", v, q.dtype, rows, columns);
+  check_matrix(kOp, "out", out, q.dtype, rows, columns);
+  check_matrix(kOp, "den", den, q.dtype, rows, shape.heads);
+  check_vector(kOp, "den", den, q.dtype, rows * shape.heads);
+  check_matrix(kOp, "dout", dout, q.dtype, rows, columns);
+  check_matrix(kOp, "dq", dq, q.dtype, rows, columns);
+  check_matrix(kOp, "dk", dk, q.dtype, rows, columns);
+  check_matrix(kOp, "dv", dv, q.dtype, rows, columns);
+  check_workspace(kOp, workspace, q.dtype,
+                  linear_attention_workspace(shape, head_dim, map.count, LinearPass::backward));
+  const ProfileScope scope(stream, kOp,
+                           {operations(shape, map, head_dim, 5, 2.5), bytes_of(q, k, v, out, dout, dq, dk, dv)});
+  with_compute_type(kOp, q.dtype, [&](auto t) {
+    cpu::linear_attention_backward<decltype(t)>(shape, map, q, k, v, out, den, dout, dq, dk, dv, workspace);
+  });
+}
+
+std::int64_t linear_attention_state(std::int64_t head_dim, std::int64_t features) {
+  return cpu::linear_attention_state(head_dim, features);
+}
+
+std::int64_t linear_attention_workspace(const LinearShape& shape, std::int64_t head_dim, std::int64_t features,
+                                        LinearPass pass) {
+  return omp_get_max_threads() * cpu::linear_attention_workspace_per_thread(shape, head_dim, features, pass);
+}
+
+}  // namespace tforge::kernels
