@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/gemm.h"
+#include "model/accounting.h"
 #include "model/activation_memory.h"
 #include "model/models.h"
 #include "train/communication_model.h"
@@ -72,10 +73,12 @@ std::string plan_text(Communicator& world, const RunRequest& request) {
   const ShardPlan plan = plan_shards(config, mesh.tp, start.reader ? &*start.reader : nullptr);
   std::string text = to_toml(config);
   text += fmt::format("\nparameters         {}\n", config.model.parameters());
+  text += fmt::format("without the ends   {} (embedding and head)\n",
+                      sum_of(model_parts(config.model, config.seq()), Ends::left_out).parameters);
   text += fmt::format("ranks              dp {} x tp {}\n", mesh.dp, mesh.tp);
   text += fmt::format("tokens per step    {}\n", config.train.batch * config.seq());
   text +=
-      fmt::format("FLOPs per token    {:.4g} forward, {:.4g} training\n",
+      fmt::format("FLOPs per token    {:.0f} forward, {:.0f} training\n",
                   config.model.forward_flops_per_token(config.seq()), config.model.train_flops_per_token(config.seq()));
   text += fmt::format("FLOPs per step     {:.4g}\n", config.model.train_flops_per_token(config.seq()) *
                                                          static_cast<double>(config.train.batch * config.seq()));

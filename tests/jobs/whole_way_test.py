@@ -203,7 +203,8 @@ class Words(JobTest):
         forward = 2 * (2 * (4 * 12 + 24) * 64 + 4 * 65 / 2 * 32) + 2 * 32 * 400
         for part in ["vocab = 400", "lr = 0.003", 'dir = "deep/er"', f"parameters         {parameters}\n",
                      "ranks              dp 2 x tp 1\n", "tokens per step    256\n",
-                     f"FLOPs per token    {forward:.4g} forward, {3 * forward:.4g} training\n",
+                     f"without the ends   {parameters - 400 * 32} (embedding and head)\n",
+                     f"FLOPs per token    {forward:.0f} forward, {3 * forward:.0f} training\n",
                      f"2 calls {4 * parameters:>16} bytes, while backward runs\n", "memory per rank"]:
             self.assertIn(part, ended.out, ended)
 
