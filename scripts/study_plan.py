@@ -49,12 +49,13 @@ TEXTS = (texts, "a list of texts")
 COUNTS = (lambda v: type(v) is list and v and all(COUNT[0](n) for n in v), "a list of whole numbers from 1")
 TABLES = (lambda v: type(v) is list and v and all(type(t) is dict for t in v), "a list of tables")
 TABLE = (lambda v: type(v) is dict, "a table")
+TABLES_BY_NAME = (lambda v: type(v) is dict and v and all(type(t) is dict for t in v.values()), "one table or more, each with a name")
 SETTINGS = (lambda v: type(v) is dict and "model" not in v and not set(flat(v)) & set(OWN_KEYS),
             "a table of tf_train's keys; models are in [model.NAME], and the study decides " + ", ".join(OWN_KEYS))
 TRAINING = (lambda v: SETTINGS[0](v) and v.keys() <= {"train"}, "a table of tf_train's keys, of [train] alone; the study decides " +
             ", ".join(key for key in OWN_KEYS if key.startswith("train.")))
 
-SECTIONS = {"study": TABLE, "budget": TABLE, "corpus": TABLE, "prepare": TABLE, "config": SETTINGS, "model": TABLE,
+SECTIONS = {"study": TABLE, "budget": TABLE, "corpus": TABLES_BY_NAME, "prepare": TABLE, "config": SETTINGS, "model": TABLES_BY_NAME,
             "eval": TABLE, "row": TABLES, "forgetting": TABLE, "length": TABLE}
 STUDY_KEYS = {"dir": TEXT, "corpus": TEXT, "control": TEXT, "about": TEXTS, "workers": COUNT, "ranks": COUNT, "threads": COUNT,
               "launcher": TEXT}
@@ -174,10 +175,15 @@ class Plan:
         self.corpus = chosen(f"{path}: [study]", "corpus", study["corpus"], self.corpora)
         self.prepare = checked(f"{path}: [prepare]", content.get("prepare", {}), PREPARE_KEYS)
         self.config = content.get("config", {})
-        self.models = content["model"]
-        for name, model in self.models.items():
-            if type(model) is not dict or model.get("kind") not in GROWS:
-                raise StudyError(f"{path}: [model.{name}]: kind is missing or none of {', '.join(GROWS)}")
+        self.models = {}
+        for name, model in content["model"].items():
+            where = f"{path}: [model.{name}]"
+            if "like" in model:
+                base = self.models[chosen(where, "like", model["like"], self.models)]
+                model = merged(base, {key: value for key, value in model.items() if key != "like"})
+            if model.get("kind") not in GROWS:
+                raise StudyError(f"{where}: kind is missing or none of {', '.join(GROWS)}")
+            self.models[name] = model
         self.eval = checked(f"{path}: [eval]", content.get("eval", {}), EVAL_KEYS)
         self.rows = {}
         for table in content["row"]:

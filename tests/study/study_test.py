@@ -75,6 +75,7 @@ class Plans(StudyTest):
             ("train.lr = 1.5e-2", "train.steps = 5", "the study decides train.steps"),
             ("lr = 5e-3\n", "lr = 5e-3\nlearning_rate = 1\n", "row 1 (TokenFormer from scratch): unknown key train.learning_rate"),
             ('kind = "memoryformer"', 'kind = "memory"', "[model.memory]: kind is missing or none of tokenformer"),
+            ('like = "transformer_small"', 'like = "transformer"', "[model.transformer_large]: like: there is no transformer; did"),
             ("heads = 4\nmax_seq = 64\ntied", "heads = 5\nmax_seq = 64\ntied", "row 8 (MemoryFormer from scratch): stage 1: "),
             ('command = "bible -f gen1:1-exo40:38"', 'command = "exit 7"', "[corpus.genesis]: command ended with exit code 7"),
             ('command = "bible -f gen1:1-exo40:38"', 'files = ["none.txt"]', "[corpus.genesis]: files: none.txt: there is no such"),
