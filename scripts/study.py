@@ -247,7 +247,7 @@ class Study:
     def captured(self, where, command):
         """What a program of TokenForge prints. Throws with its own line, without the place in a file that we wrote."""
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace",
-                              stdin=subprocess.DEVNULL)
+                              stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
         if done.returncode != 0:
             code = done.returncode if done.returncode in (BAD_INPUT, NO_RESOURCES) else INTERNAL
             raise StudyError(f"{where}: {re.sub(r'[^ ]*config.toml(:[0-9]+)*: ', '', own_error(done.stderr))}", code)
@@ -284,21 +284,21 @@ class Study:
         second = [plan.forgetting["corpus"]] if plan.forgetting else []
         for name in dict.fromkeys([plan.corpus, *second]):
             corpus, output = plan.corpora[name], self.data(name)
-            if os.path.exists(output):
+            if os.path.exists(output + ".txt"):
                 continue
             where = f"{plan.path}: [corpus.{name}]"
             with tempfile.TemporaryDirectory(dir=f"{plan.dir}/corpora") as folder:
                 if "command" in corpus:
                     files = [f"{folder}/{name}.txt"]
                     with open(files[0], "wb") as file:
-                        done = subprocess.run(["bash", "-c", f"set -o pipefail\n{corpus['command']}"], stdout=file,
-                                              stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+                        done = subprocess.run(["bash", "-c", f"set -o pipefail\n{corpus['command']}"], stdout=file, text=True,
+                                              stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
                     if done.returncode != 0:
                         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
                         raise StudyError(f"{where}: command ended with exit code {done.returncode}: {last}")
                 else:
                     files = self.corpus_files(name)
-                words = ["--output", output]
+                words = ["--output", output, "--force"]  # what a killed attempt left
                 if "document_start" in corpus:
                     words += ["--document-start", corpus["document_start"]]
                 options = dict(plan.prepare)
@@ -309,7 +309,8 @@ class Study:
                     words += [f"--{key.replace('_', '-')}", value]
                 say(f"{name}: prepares {output}")
                 text = self.captured(where, [self.program("tf_prepare"), *words, *files])
-                pathlib.Path(output + ".txt").write_text(text, encoding="utf-8")
+                pathlib.Path(output + ".new").write_text(text, encoding="utf-8")
+                os.replace(output + ".new", output + ".txt")
 
     def prepared_text(self, corpus):
         """What tf_prepare said about a corpus."""
@@ -501,6 +502,14 @@ class Study:
         return [piece for piece in self.pieces.values() if piece.result is None]
 
 
+LIBC = ctypes.CDLL(None)
+
+
+def end_with_parent():
+    """In a child: when the study is killed, tf_train saves and stops, and the others end."""
+    LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def own_error(text):
     """The one line that a program of TokenForge ends with, without its name."""
     lines = re.findall(r"^\w+: error: (.*)$", text, re.M)
@@ -526,14 +535,10 @@ class Runner:
     def start(self, piece):
         os.makedirs(piece.folder, exist_ok=True)
         command = piece.command()
-        libc = ctypes.CDLL(None)
-
-        def prepare():
-            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: when this process is killed they save and stop
         with open(piece.path("log.txt"), "wb") as log:
             # A group of their own: Ctrl-C is for this process, which passes it on once. The lock is theirs until they end.
             self.running[piece] = subprocess.Popen(command, cwd=piece.folder, stdin=subprocess.DEVNULL, stdout=log,
-                                                   stderr=subprocess.STDOUT, process_group=0, preexec_fn=prepare,
+                                                   stderr=subprocess.STDOUT, process_group=0, preexec_fn=end_with_parent,
                                                    pass_fds=[self.lock.fileno()])
 
     def ended(self, piece, code):
