@@ -60,6 +60,7 @@ class Report:
     def __init__(self, study, folder):
         self.study, self.plan, self.folder = study, study.plan, folder
         self.written = []
+        self.timed = any(piece.result for *_, piece in study.lengths)
         self.curves = {}  # (row, seed): [(FLOPs, loss)], of what is done
         for life in study.lives:
             done = [p for p in sorted(life.points, key=lambda p: p.share) if p.evaluation.result]
@@ -362,10 +363,10 @@ class Report:
         self.write_csv("loss", ["row", "seed", "tokens", "flops", "training_loss"], losses)
         self.write_csv("growth", ["row", "seed", "update", "tokens", "flops", "grows_to", "rule", "probe_change", "loss_before",
                                   "loss_after"], growths)
-        if self.study.forgetting:
+        if self.forgetting_rows():
             self.write_csv("forgetting", ["row", "seed", "flops", "first_before", "second_before", "first_grown", "second_grown",
                                           "first_after", "second_after"], self.forgetting_rows())
-        if self.study.lengths:
+        if self.timed:
             self.write_csv("length", ["model", "sequence", "parameters", "flops", "ms_min", "ms_per_step", "peak_tensor_mb"],
                            [[name, length, shape.parameters, shape.update_flops, piece.result["ms_min"],
                              piece.result["ms_per_step"], piece.result["peak_tensor_mb"]]
@@ -437,14 +438,14 @@ class Report:
                   "## Rows", "", *self.sizes(), ""]
         if growths := self.growths():
             lines += ["## Growth", "", *growths, ""]
-        if self.study.forgetting:
+        if self.forgetting_rows():
             share = plan.forgetting["point"]
             lines += ["## Forgetting", "",
                       f"Each model is trained on {plan.corpus} ({share:g} of the budget, decayed), grown where the row says so, and "
                       f"trained on {plan.forgetting['tokens']} tokens of {plan.forgetting['corpus']} with a rate that falls linearly from "
                       f"{plan.forgetting.get('lr_fraction', 1):g} of its own. Validation perplexity on both; the last column is 1 "
                       "where nothing is forgotten.", "", *self.forgetting(), ""]
-        if self.study.lengths:
+        if self.timed:
             lines += ["## Length", "",
                       f"A step (forward, backward, AdamW) on {plan.length['tokens']} random tokens, cut into sequences of each length: "
                       "time, memory of tensors, FLOPs.", "", *self.length(), "", "![length](results/length.svg)", ""]
@@ -453,7 +454,7 @@ class Report:
     def write(self):
         self.plot_perplexity()
         self.plot_loss()
-        if self.study.lengths:
+        if self.timed:
             self.plot_length()
         self.write_raw()
         with open(self.path("results.md"), "w", encoding="utf-8") as file:
