@@ -176,7 +176,7 @@ class Limits(StopTest):
 class Hangs(StopTest):
     def test_a_stopped_rank_is_named(self):
         for rank in [0, 2]:
-            process = self.start(f"stopped{rank}", LONG + ["parallel.timeout_s=1"], ranks=3)
+            process = self.start(f"stopped{rank}", LONG + ["parallel.timeout_s=3"], ranks=3)
             self.wait_for_steps(process, 2)
             pid = self.rank_pids(process)[rank]
             os.kill(pid, signal.SIGSTOP)
@@ -184,12 +184,12 @@ class Hangs(StopTest):
             self.assertRegex(log, rf"error: rank {rank} \(.*, pid {pid}\) is missing: no .*heartbeat")
 
     def test_a_suspended_job_goes_on(self):
-        process = self.start("suspended", LONG + ["parallel.timeout_s=1"])
+        process = self.start("suspended", LONG + ["parallel.timeout_s=3"])
         self.wait_for_steps(process, 2)
         pids = self.rank_pids(process)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(2.5)
+        time.sleep(4.5)
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         steps = len(self.metrics(process))
