@@ -208,7 +208,7 @@ class Smoke(StudyTest):
         for name in re.findall(r"\]\((results/\w+\.svg)\)", text):
             self.assertIn("</svg>", self.read(name), name)
         points = self.rows("points")
-        self.assertEqual(len(points), 3 * (3 * 2 + 5))  # three points of 3 rows with two seeds and 5 with one
+        self.assertEqual(len(points), 3 * (3 * 2 + 8))  # three points of 3 rows with two seeds and 8 with one
         for point in points:
             self.assertLess(float(point["perplexity"]), 400, point)  # the vocabulary has 400 pieces
         ends = {row["row"]: float(row["flops"]) for row in points if row["share"] == "1.0"}
