@@ -173,6 +173,7 @@ Manifest read_manifest(const std::string& checkpoint, const std::string& path, c
       throw CheckpointError("{}: damaged: its own digest does not match", path);
     if (j.at("block_bytes") != Manifest::kBlockBytes) throw CheckpointError("{}: blocks of another size", path);
     manifest = from_json(j);
+    if (to_json(manifest) != j) throw std::invalid_argument("a key or an element that no manifest has");
     manifest.digest = digest;
   } catch (const json::exception&) {
     throw CheckpointError("{}: damaged: not the manifest of a checkpoint", path);
