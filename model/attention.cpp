@@ -164,8 +164,8 @@ class LinearAttention final : public Attention {
 
 /// The mean of a sum over the keys that a row sees of its own group of `size` positions, over `seq` rows.
 double mean_seen(std::int64_t seq, std::int64_t size) {
-  const auto whole = static_cast<double>(seq / size), s = static_cast<double>(size),
-             rest = static_cast<double>(seq % size);
+  const std::int64_t groups = seq / size;
+  const auto whole = static_cast<double>(groups), s = static_cast<double>(size), rest = static_cast<double>(seq % size);
   return (whole * s * (s + 1) / 2 + rest * (rest + 1) / 2) / static_cast<double>(seq);
 }
 
@@ -257,7 +257,8 @@ double attention_multiply_adds(const ModelConfig& config, std::int64_t seq) {
   // Features of q and k; weights within a chunk; queries with the sums; keys and values into them.
   const double map = config.attention.kind == AttentionKind::performer ? 2 * d * m : 0;
   const auto with_sums = static_cast<double>(std::max<std::int64_t>(0, seq - kLinearChunk));
-  const auto into_sums = static_cast<double>((seq - 1) / kLinearChunk * kLinearChunk);
+  const std::int64_t chunks_before = (seq - 1) / kLinearChunk;
+  const auto into_sums = static_cast<double>(chunks_before * kLinearChunk);
   return map + mean_seen(seq, kLinearChunk) * (heads * m + d) +
          m * d * (with_sums + into_sums) / static_cast<double>(seq);
 }

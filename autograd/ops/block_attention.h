@@ -34,6 +34,6 @@ Var block_attention(Tape& tape, const Var& qkv, std::int64_t batch, std::int64_t
 /// (block_attention_rows()) hold what is kept of the positions before, and then of these. lse [batch * n, heads] may be
 /// empty; its rows are block by block, those of all sequences together.
 Tensor block_attention_extend(Tape& tape, ConstTensorView qkv, std::int64_t batch, std::int64_t heads,
-                              const BlockSlots& slots, std::int64_t first, Tensor& keys, Tensor& values, Tensor lse);
+                              const BlockSlots& of, std::int64_t first, Tensor& keys, Tensor& values, Tensor lse);
 
 }  // namespace tforge

@@ -48,7 +48,7 @@ class AttentionKinds : public testing::Test {
     for (const Features kind : {Features::random_exponential, Features::relu_cosine}) {
       all.push_back({kind == Features::relu_cosine ? "cosformer" : "performer",
                      {},
-                     [this, batch, heads, of = features(kind, head_dim)](Tape& tape, std::span<const Var> in) {
+                     [batch, heads, of = features(kind, head_dim)](Tape& tape, std::span<const Var> in) {
                        return linear_attention(tape, in[0], batch, heads, of);
                      }});
     }
