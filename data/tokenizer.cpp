@@ -149,9 +149,7 @@ class Tokenizer::Model {
           origin);
     };
     if (has_normalization_table(serialized_)) throw changes_text();
-    // The library reads an empty model without complaint.
-    if (serialized_.empty() || !each_field(serialized_, [](std::uint32_t, std::string_view) {}) ||
-        !processor_.LoadFromSerializedProto(serialized_).ok() || processor_.GetPieceSize() == 0) {
+    if (serialized_.empty() || !each_field(serialized_, [](std::uint32_t, std::string_view) {}) || !load()) {
       throw DataError("{} is not a sentencepiece model", origin);
     }
     words_are_independent_ = true;
@@ -239,6 +237,15 @@ class Tokenizer::Model {
   }
 
  private:
+  /// Whether the library takes the model, which it may also say with an exception (an empty piece).
+  bool load() {
+    try {
+      return processor_.LoadFromSerializedProto(serialized_).ok() && processor_.GetPieceSize() > 0;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+
   void add_piece(int id) {
     const std::string& piece = processor_.IdToPiece(id);
     std::string bytes;

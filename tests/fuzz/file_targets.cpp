@@ -17,12 +17,8 @@
 namespace tforge::fuzz {
 namespace {
 
-/// Changes for SoundFile: `bytes` at `offset`.
-std::string change(std::uint16_t offset, const std::string& bytes) {
-  std::string text(reinterpret_cast<const char*>(&offset), sizeof offset);
-  text += static_cast<char>(bytes.size() - 1);
-  return text + bytes;
-}
+std::string change(std::uint16_t offset, const std::string& bytes) { return Change{offset, false, bytes}.text(); }
+std::string change_data(std::uint16_t offset, const std::string& bytes) { return Change{offset, true, bytes}.text(); }
 
 /// What `make` writes to the path that it is given.
 template <class Make>
@@ -78,7 +74,8 @@ void token_dataset(Input input) {
 }
 
 std::vector<std::string> token_dataset_seeds() {
-  return {change(0, "\x89HDF"), change(700, "abc") + change(2000, std::string(8, '\xff')), sound_dataset().bytes()};
+  return {change(0, "\x89HDF"), change(700, "abc") + change(2000, std::string(8, '\xff')),
+          change_data(100, std::string("\1\0\0\0\0\0\0", 8)), sound_dataset().bytes()};
 }
 
 // ---- published file of a model, made by anybody
@@ -171,6 +168,14 @@ void manifest(Input input) {
     write_bytes(manifest_path(input_path()), written);
     refuse_or([] {
       const Manifest m = read_manifest(input_path());
+      const auto inside = [&](std::uint64_t begin, std::uint64_t rows, std::uint64_t row_bytes) {
+        return begin <= m.bytes && (rows == 0 || row_bytes <= (m.bytes - begin) / rows);
+      };
+      for (const ManifestRegion& r : m.regions) {
+        if (!inside(r.offset, r.rows, r.row_bytes) || !inside(r.digests, r.rows, sizeof(std::uint64_t))) {
+          throw Finding("rows outside the file");
+        }
+      }
       verify_blocks(PlainFile(input_path(), PlainFile::Access::read), m, block_share(m.blocks.size(), 0, 1));
       Manifest again = m;
       if (manifest_text(again) != bytes_of_file(manifest_path(input_path()))) {
@@ -336,7 +341,8 @@ void checkpoint(Input input) {
 }
 
 std::vector<std::string> checkpoint_seeds() {
-  return {change(0, "\x89HDF"), change(900, std::string(3, '\x01')) + change(5000, "\xff"), sound_checkpoint().bytes()};
+  return {change(0, "\x89HDF"), change(900, std::string(3, '\x01')) + change(5000, "\xff"), change_data(70, "\xff"),
+          sound_checkpoint().bytes()};
 }
 
 }  // namespace tforge::fuzz

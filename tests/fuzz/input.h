@@ -1,9 +1,11 @@
 #pragma once
 // What the targets share: errors that are allowed, files for readers that want a path, and HDF5 files made of a sound
 // one and a few changes.
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -47,6 +49,33 @@ inline std::string bytes_of_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+/// One change of an input that is read as a list of them: offset (u16), a u8 whose lower three bits are the count of
+/// bytes less one and whose next bit is `marked`, and the bytes. What is left of `input` is cut off its front.
+struct Change {
+  static constexpr std::size_t kHead = 3;
+  static constexpr unsigned kMark = 8;
+
+  std::uint16_t offset = 0;
+  bool marked = false;
+  std::string bytes;
+
+  static std::optional<Change> next(std::string_view& input) {
+    if (input.size() <= kHead) return std::nullopt;
+    Change change;
+    std::memcpy(&change.offset, input.data(), sizeof change.offset);
+    const auto flags = static_cast<unsigned char>(input[2]);
+    change.marked = (flags & kMark) != 0;
+    change.bytes = input.substr(kHead, (flags & (kMark - 1)) + 1);
+    input.remove_prefix(kHead + change.bytes.size());
+    return change;
+  }
+  std::string text() const {
+    std::string text(reinterpret_cast<const char*>(&offset), sizeof offset);
+    text += static_cast<char>((bytes.size() - 1) | (marked ? kMark : 0U));
+    return text + bytes;
+  }
+};
+
 /// An HDF5 file whose metadata carry checksums, to be changed in a few places and given the right checksums again:
 /// whoever makes a file by hand does the same. Blind changes would end at the first checksum.
 class SoundFile {
@@ -64,25 +93,30 @@ class SoundFile {
         }
       }
     }
+    std::vector<bool> checked(bytes_.size());
+    for (const auto& [at, size] : blocks_)
+      std::fill_n(checked.begin() + static_cast<std::ptrdiff_t>(at), size + 4, true);
+    for (std::size_t i = 0; i < bytes_.size(); ++i) {
+      if (!checked[i]) unchecked_.push_back(i);
+    }
   }
 
   const std::string& bytes() const { return bytes_; }
 
-  /// Applies changes of the form: offset (u16, of 65536ths of the metadata), count - 1 (u8, of which the lower three
-  /// bits), bytes. An input that is a file itself replaces all.
+  /// Applies changes, the marked ones to the bytes that no checksum covers, the numbers of the datasets among them. An
+  /// input that is a file itself replaces all.
   std::string changed(Input input) const {
-    std::string text = text_of(input);
+    const std::string text = text_of(input);
     if (text.starts_with("\x89HDF")) return text;
     std::string result = bytes_;
-    constexpr std::size_t kHead = 3;
-    while (text.size() > kHead) {
-      std::uint16_t offset = 0;
-      std::memcpy(&offset, text.data(), sizeof offset);
-      const std::size_t count =
-          std::min<std::size_t>((static_cast<unsigned char>(text[2]) & 7U) + 1, text.size() - kHead);
-      const std::size_t at = offset % result.size();
-      result.replace(at, std::min(count, result.size() - at), text, kHead, std::min(count, result.size() - at));
-      text.erase(0, kHead + count);
+    std::string_view rest = text;
+    while (const std::optional<Change> change = Change::next(rest)) {
+      std::size_t at = change->offset % (change->marked ? unchecked_.size() : bytes_.size());
+      for (const char c : change->bytes) {
+        if (at == (change->marked ? unchecked_.size() : bytes_.size())) break;
+        result[change->marked ? unchecked_[at] : at] = c;
+        ++at;
+      }
     }
     for (const auto& [at, size] : blocks_) {
       const std::uint32_t sum = H5_checksum_metadata(result.data() + at, size, 0);
@@ -97,6 +131,7 @@ class SoundFile {
   };
   std::string bytes_;
   std::vector<Block> blocks_;
+  std::vector<std::size_t> unchecked_;  // offsets of the bytes outside the blocks
 };
 
 }  // namespace tforge::fuzz
