@@ -17,7 +17,8 @@ class ShardParts {
       : tape_(tape),
         reducer_(reducer),
         shape_(shape),
-        parts_(tape.empty(Shape{shards * shape.rows(), shape.columns()}, dtype)) {}
+        parts_(tape.empty(Shape{shards * shape.rows(), shape.columns()}, dtype,
+                          reducer.by_shard() ? Purpose::communication : Purpose::activations)) {}
 
   TensorView part(std::int64_t s) { return parts_.view().row_range(s * shape_.rows(), shape_.rows()); }
   /// With a reducer by_shard() the sum over the shards of all ranks, otherwise the one part. To be called once.

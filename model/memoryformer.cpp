@@ -58,8 +58,8 @@ MemoryFormer::MemoryFormer(const ModelPlace& place) : LanguageModel(place) {
     hashes_[g] = {config().hash_weight, config().temperature, s.weight_bits,
                   Tensor::of<std::int32_t>(place.allocator, Shape{s.bits, count}, coordinates, Purpose::weights)};
     if (!plan().shards) continue;
-    row_borders_[g] = plan().shards->units[g].borders;
-    for (std::int64_t& border : row_borders_[g]) border <<= s.bits;
+    rows_[g] = plan().shards->units[g];
+    for (std::int64_t& border : rows_[g].borders) border <<= s.bits;
   }
   for (std::int64_t layer = 0; layer < config().layers; ++layer) {
     const auto path = [layer](const char* name) { return fmt::format("layers.{}.{}", layer, name); };
@@ -84,10 +84,7 @@ MemoryFormer::MemoryFormer(const ModelPlace& place) : LanguageModel(place) {
 
 RowShards MemoryFormer::shards_here(MemoryGroup group) const {
   if (!plan().shards) return {};
-  const ShardBorders& deal = plan().shards->deal;
-  return RowShards(std::span(row_borders_[static_cast<std::size_t>(group)])
-                       .subspan(static_cast<std::size_t>(deal.begin(tp_rank())),
-                                static_cast<std::size_t>(deal.count(tp_rank())) + 1));
+  return row_shards(rows_[static_cast<std::size_t>(group)], plan().shards->deal, tp_rank());
 }
 
 LanguageModel::Birth MemoryFormer::birth(std::string_view path) const {

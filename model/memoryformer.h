@@ -73,8 +73,8 @@ class MemoryFormer final : public LanguageModel {
   Var memory(Tape& tape, const Var& x, MemoryGroup group, std::span<const MemoryTables> layers);
 
   std::vector<Layer> layers_;
-  std::array<MemoryHashing, 3> hashes_;                   // by MemoryGroup, the same in every layer
-  std::array<std::vector<std::int64_t>, 3> row_borders_;  // of the virtual shards, likewise
+  std::array<MemoryHashing, 3> hashes_;  // by MemoryGroup, the same in every layer
+  std::array<ShardBorders, 3> rows_;     // of the virtual shards, likewise
   ColumnPlan qkv_columns_, heads_;
 };
 

@@ -1,5 +1,6 @@
 #include "autograd/ops/embedding.h"
 
+#include "autograd/shard_parts.h"
 #include "kernels/embedding.h"
 
 namespace tforge {
@@ -26,20 +27,13 @@ struct EmbeddingNode final : Node {
 
 Var embedding(Tape& tape, const Tensor& tokens, const Var& table, std::int64_t first_row, const RowShards& shards,
               Reducer& reducer) {
-  const std::int64_t rows = tokens.elements(), columns = table.shape().columns();
-  Tensor y = tape.empty(Shape{rows, columns}, table.dtype());
-  if (!reducer.by_shard()) {
-    kernels::embedding_forward(tape.stream(), tokens.view(), table.view(), first_row, y.view());
-  } else {
-    Tensor parts = tape.empty(Shape{shards.count() * rows, columns}, table.dtype(), Purpose::communication);
-    for (std::int64_t s = 0; s < shards.count(); ++s) {
-      const RowShards::Range shard = shards.range(s, table.shape().rows());
-      kernels::embedding_forward(tape.stream(), tokens.view(), table.view().row_range(shard.first, shard.rows),
-                                 first_row + shard.first, parts.view().row_range(s * rows, rows));
-    }
-    reducer.sum(tape.stream(), parts.view(), y.view());
+  ShardParts parts(tape, reducer, shards.count(), Shape{tokens.elements(), table.shape().columns()}, table.dtype());
+  for (std::int64_t s = 0; s < shards.count(); ++s) {
+    const RowShards::Range shard = shards.range(s, table.shape().rows());
+    kernels::embedding_forward(tape.stream(), tokens.view(), table.view().row_range(shard.first, shard.rows),
+                               first_row + shard.first, parts.part(s));
   }
-  return tape.output(std::move(y), tape.record<EmbeddingNode>(tokens, table, first_row));
+  return tape.output(parts.total(), tape.record<EmbeddingNode>(tokens, table, first_row));
 }
 
 }  // namespace tforge

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "autograd/shard_parts.h"
 #include "core/errors.h"
 #include "kernels/elementwise.h"
 
@@ -74,23 +75,12 @@ struct MemoryLayerNode final : Node {
 
     const Tensor x = saved_x.load(tape);
     const RowShards& shards = layers[0].shards;
-    const auto hash_backward = [&](std::int64_t s, GradMode mode, const TensorView& to) {
-      const TableRange part = tables_of(shards, s, layers[0].tables.shape().rows(), bits);
-      kernels::memory_hash_backward(stream, hash_of(hash, part), view(x),
-                                    view(dweights).row_range(part.first, part.count), mode, to);
-    };
-    if (!reducer.by_shard()) {
-      const GradTarget to = dx.target(tape);
-      hash_backward(0, to.mode, to.view);
-      return;
-    }
-    Tensor parts = tape.empty(Shape{shards.count() * rows, x.shape().columns()}, x.dtype(), Purpose::communication);
-    for (std::int64_t s = 0; s < shards.count(); ++s) {
-      hash_backward(s, GradMode::overwrite, parts.view().row_range(s * rows, rows));
-    }
-    Tensor total = tape.empty(x.shape(), x.dtype());
-    reducer.sum(stream, parts.view(), total.view());
-    dx.adopt(tape, std::move(total));
+    add_input_gradient(
+        tape, dx, reducer, shards.count(), x.shape(), x.dtype(), [&](std::int64_t s, const GradTarget& to) {
+          const TableRange part = tables_of(shards, s, layers[0].tables.shape().rows(), bits);
+          kernels::memory_hash_backward(stream, hash_of(hash, part), view(x),
+                                        view(dweights).row_range(part.first, part.count), to.mode, to.view);
+        });
   }
 
   MemoryHashing hash;
@@ -128,8 +118,7 @@ Var memory_layer(Tape& tape, const Var& x, const MemoryHashing& hash, std::span<
   Tensor weights = tape.empty(Shape{rows, tables}, x.dtype());
   kernels::memory_hash_forward(stream, hash_of(hash, {0, tables}), x.view(), codes.view(), weights.view());
 
-  // One part a shard held here. Where there is one, it is the result.
-  Tensor ys = tape.empty(Shape{shards * rows, columns}, x.dtype());
+  ShardParts parts(tape, reducer, shards, Shape{rows, columns}, x.dtype());
   for (std::int64_t s = 0; s < shards; ++s) {
     const TableRange part = tables_of(layers[0].shards, s, tables << bits, bits);
     std::array<kernels::MemoryForward, kMaxMemoryGroup> group;
@@ -137,7 +126,7 @@ Var memory_layer(Tape& tape, const Var& x, const MemoryHashing& hash, std::span<
     for (std::size_t g = 0; g < layers.size(); ++g) {
       const std::int64_t width = layers[g].tables.shape().columns();
       group[g] = {layers[g].tables.view().row_range(part.first << bits, part.count << bits),
-                  ys.view().row_range(s * rows, rows).column_range(column, width)};
+                  parts.part(s).column_range(column, width)};
       column += width;
     }
     kernels::memory_lookup_forward(stream, bits, view(codes).column_range(part.first, part.count),
@@ -145,20 +134,16 @@ Var memory_layer(Tape& tape, const Var& x, const MemoryHashing& hash, std::span<
                                    std::span(group).first(layers.size()));
   }
   auto* node = tape.record<MemoryLayerNode>(tape, x, hash, layers, std::move(codes), std::move(weights), reducer);
-  if (reducer.by_shard()) {
-    Tensor y = tape.empty(Shape{rows, columns}, x.dtype());
-    reducer.sum(stream, ys.view(), y.view());
-    ys = std::move(y);
-  }
+  Tensor y = parts.total();
   if (reducer.by_shard() || share == BiasShare::added_here) {
     std::int64_t column = 0;
     for (const MemoryTables& l : layers) {
       const std::int64_t width = l.tables.shape().columns();
-      if (l.bias) kernels::add_row(stream, l.bias.view(), ys.view().column_range(column, width));
+      if (l.bias) kernels::add_row(stream, l.bias.view(), y.view().column_range(column, width));
       column += width;
     }
   }
-  return tape.output(std::move(ys), node);
+  return tape.output(std::move(y), node);
 }
 
 }  // namespace tforge

@@ -1,7 +1,9 @@
 #include "autograd/ops/pattention.h"
 
 #include <array>
+#include <optional>
 
+#include "autograd/shard_parts.h"
 #include "core/errors.h"
 #include "kernels/pattention.h"
 
@@ -105,12 +107,10 @@ struct PattentionNode final : Node {
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
 
     // Where a shard's dx goes: to the gradient itself, or to a part of its own.
-    Tensor dx_parts;
-    if (dx && reducer.by_shard()) {
-      dx_parts = tape.empty(Shape{shards * rows, x.shape().columns()}, x.dtype(), Purpose::communication);
-    }
+    std::optional<ShardParts> dx_parts;
+    if (dx && reducer.by_shard()) dx_parts.emplace(tape, reducer, shards, x.shape(), x.dtype());
     const auto dx_target = [&](std::int64_t s, GradMode mode) {
-      return dx_parts ? GradTarget{part_of(dx_parts, s, rows), mode} : target_or_none(dx, tape);
+      return dx_parts ? GradTarget{dx_parts->part(s), mode} : target_or_none(dx, tape);
     };
 
     if (!exchange) {
@@ -146,11 +146,7 @@ struct PattentionNode final : Node {
     } else {
       backward_with_exchange(tape, x, du, workspace, dx_target);
     }
-    if (dx_parts) {
-      Tensor total = tape.empty(x.shape(), x.dtype());
-      reducer.sum(stream, dx_parts.view(), total.view());
-      dx.adopt(tape, std::move(total));
-    }
+    if (dx_parts) dx.adopt(tape, dx_parts->total());
   }
 
   /// sum_j dB_j B_j runs over all shards: first halves, one reduction for all layers, second halves.
@@ -264,8 +260,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
         kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(), d_out);
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
-  // One part a shard held here. Where there is one, it is the result.
-  Tensor us = tape.empty(Shape{shards * rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
+  ShardParts us(tape, reducer, shards, Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
   Tensor stats;
   if (has_stat) stats = tape.empty(Shape{shards * rows, groups}, x.dtype());
   std::array<Tensor, kMaxPattentionGroup> scores;
@@ -291,7 +286,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   if (!exchange) {
     for (std::int64_t s = 0; s < shards; ++s) {
       std::array<kernels::PattentionForward, kMaxPattentionGroup> group;
-      const TensorView u = part_of(us, s, rows);
+      const TensorView u = us.part(s);
       for (std::size_t g = 0; g < layers.size(); ++g) {
         const PattentionTokens& l = layers[g];
         const auto i = static_cast<std::int64_t>(g);
@@ -324,7 +319,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
       const PattentionTokens& l = layers[g];
       const auto i = static_cast<std::int64_t>(g);
       for (std::int64_t s = 0; s < shards; ++s) {
-        const TensorView u = part_of(us, s, rows);
+        const TensorView u = us.part(s);
         const std::int64_t below = kernels::pattention_mix_forward(
             stream, norm, l.scale, shard_of(scores[g], shard(g, s)).view(), column(stat.view(), i),
             rows_of(l.values.view(), shard(g, s)), columns.values(u, i), columns.weight(u, i, norm), workspace.view());
@@ -334,14 +329,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
     }
   }
   tape.floored_rows += floored;
-  if (reducer.by_shard()) {
-    Tensor u = tape.empty(Shape{rows, us.shape().columns()}, x.dtype());
-    reducer.sum(stream, us.view(), u.view());
-    us = std::move(u);
-  }
-
   auto* node = tape.record<PattentionNode>(tape, x, layers, saved_scores, std::move(stat), norm, reducer);
-  return tape.output(std::move(us), node);
+  return tape.output(us.total(), node);
 }
 
 Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, PattentionNorm norm) {

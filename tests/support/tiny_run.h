@@ -89,6 +89,15 @@ class Lab {
   std::optional<TokenDataset> dataset_;
 };
 
+/// `config` with virtual shards, by default four of each kind.
+inline RunConfig independent(RunConfig config, std::int64_t virtual_dp = 4, std::int64_t virtual_tp = 4) {
+  config.run.deterministic = Determinism::layout_independent;
+  config.parallel.virtual_dp = virtual_dp;
+  config.parallel.virtual_tp = virtual_tp;
+  config.parallel.reduction = Reduction::blocking;
+  return config;
+}
+
 /// A mesh of this rank alone.
 inline Mesh alone() { return {1, 1, 0, 0, create_self(), create_self()}; }
 

@@ -3,11 +3,9 @@
 #include <gtest/gtest.h>
 
 #include "core/rng.h"
-#include "model/activation_memory.h"
 #include "model/attention.h"
 #include "model/generator.h"
-#include "support/tiny_run.h"
-#include "train/communication_model.h"
+#include "support/run_checks.h"
 
 namespace tforge::test {
 namespace {
@@ -27,18 +25,6 @@ RunConfig config_of(const Lab& lab, AttentionKind kind, DType dtype, const std::
   if (model == "memoryformer") c.model.hash_bits = {4, 4, 4};
   c.train.batch = 4;
   return c;
-}
-
-void expect_close_content(const std::string& a, const std::string& b, double bound) {
-  const CheckpointReader x = CheckpointReader::open(a), y = CheckpointReader::open(b);
-  for (const CheckpointReader::Tensor& t : x.tensors()) {
-    if (!t.path.starts_with("model/")) continue;
-    const auto count = static_cast<std::size_t>(t.shape.elements());
-    std::vector<double> p(count), q(count);
-    x.read_rows(t.path, 0, t.shape.rows(), DType::f64, p.data());
-    y.read_rows(t.path, 0, t.shape.rows(), DType::f64, q.data());
-    for (std::size_t i = 0; i < count; ++i) ASSERT_NEAR(p[i], q[i], bound) << t.path << " element " << i;
-  }
 }
 
 TEST(AttentionKinds, LearnTheSameOnEveryLayout) {
@@ -182,8 +168,7 @@ TEST(AttentionKinds, LayoutIndependent) {
        {std::pair{AttentionKind::performer, "tokenformer"}, std::pair{AttentionKind::cosformer, "transformer"},
         std::pair{AttentionKind::linformer, "tokenformer"}, std::pair{AttentionKind::linformer, "transformer"}}) {
     RunConfig config = config_of(lab, kind, DType::f32, model);
-    config.run.deterministic = Determinism::layout_independent;
-    config.parallel.reduction = Reduction::blocking;
+    config = independent(config);
     train_and_save(lab, config, 3, lab.path("alone.h5"));
     for (const auto& layout : layouts()) {
       TinyRun run(config, lab, mesh_of(layout));
@@ -200,17 +185,7 @@ TEST(AttentionKinds, SendWhatTheFormulasSay) {
     for (const auto& layout : layouts()) {
       const RunConfig config = config_of(lab, kind, DType::f32, "tokenformer");
       TinyRun run(config, lab, mesh_of(layout));
-      const Communicator::Traffic dp = run.mesh.dp_comm->traffic(), tp = run.mesh.tp_comm->traffic();
-      run.trainer.step();
-      const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), run.mesh.dp);
-      const std::vector<Exchange> formula =
-          step_exchanges(config, run.trainer.model().plan(), buckets,
-                         {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
-      const auto bytes = [](const Communicator::Traffic& before, const Communicator::Traffic& after) {
-        return static_cast<std::int64_t>(after.bytes - before.bytes);
-      };
-      EXPECT_EQ(volume_of(formula, MeshAxis::dp).bytes, bytes(dp, run.mesh.dp_comm->traffic())) << name_of(kind);
-      EXPECT_EQ(volume_of(formula, MeshAxis::tp).bytes, bytes(tp, run.mesh.tp_comm->traffic())) << name_of(kind);
+      expect_traffic_of_formula(run, config, fmt::format("{} {}", name_of(kind), text_of(layout)));
     }
   }
 }
@@ -218,33 +193,15 @@ TEST(AttentionKinds, SendWhatTheFormulasSay) {
 TEST(AttentionKinds, TakeTheMemoryOfTheFormula) {
   const Lab lab;
   for (const AttentionKind kind : kOthers) {
-    for (const char* model : {"transformer"}) {
-      for (const SavePolicy& saves : {SavePolicy{}, SavePolicy{Recompute::block, SavedDType::same},
-                                      SavePolicy{Recompute::none, SavedDType::bf16}}) {
-        RunConfig config = config_of(lab, kind, DType::f32, model);
-        config.model.dim = 96;
-        config.model.layers = 3;
-        config.model.ffn_dim = 256;
-        config.model.tokens = {64, 64, 64, 96, 256};
-        config.model.max_seq = 256;
-        config.train.saves = saves;
-        TinyRun run(config, lab, mesh_of({1, test_world().size()}));
-        train(run.trainer, 1);
-        const MemoryReport& report = run.allocator.report();
-        std::size_t fixed = 0;
-        for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
-          fixed += report.peak[static_cast<std::size_t>(p)];
-        }
-        const auto peak = static_cast<double>(report.total_peak - fixed);
-        const auto estimate = static_cast<double>(
-            activation_bytes(config.model, run.trainer.model().plan(), run.mesh.tp_index, config.train.dtype,
-                             config.train.saves, config.train.batch, config.seq()));
-        const std::string what =
-            fmt::format("{} {} recompute {} saved {}: {:.0f} of {:.0f} bytes", name_of(kind), model,
-                        static_cast<int>(saves.recompute), static_cast<int>(saves.dtype), peak, estimate);
-        EXPECT_LE(peak, 1.04 * estimate) << what;
-        EXPECT_GE(peak, 0.92 * estimate) << what;
-      }
+    for (const SavePolicy& saves : {SavePolicy{}, SavePolicy{Recompute::block, SavedDType::same},
+                                    SavePolicy{Recompute::none, SavedDType::bf16}}) {
+      RunConfig config = config_of(lab, kind, DType::f32);
+      config.model.dim = 96;
+      config.model.layers = 3;
+      config.model.ffn_dim = 256;
+      config.model.max_seq = 256;
+      config.train.saves = saves;
+      expect_memory_of_formula(lab, config, 0.92, 1.04, std::string(name_of(kind)));
     }
   }
 }

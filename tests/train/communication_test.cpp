@@ -5,31 +5,17 @@
 
 #include <array>
 
-#include "support/tiny_run.h"
+#include "support/run_checks.h"
 
 namespace tforge::test {
 namespace {
 
-Volume counted(const Communicator::Traffic& before, const Communicator::Traffic& after) {
-  return {static_cast<std::int64_t>(after.calls - before.calls), static_cast<std::int64_t>(after.bytes - before.bytes)};
-}
-
 void expect_counted(const Lab& lab, const RunConfig& config, std::pair<int, int> layout) {
   TinyRun run(config, lab, mesh_of(layout));
-  const Communicator::Traffic dp = run.mesh.dp_comm->traffic(), tp = run.mesh.tp_comm->traffic();
-  run.trainer.step();
-  const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), run.mesh.dp);
-  const std::vector<Exchange> model = step_exchanges(config, run.trainer.model().plan(), buckets,
-                                                     {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
-  const Volume over_dp = counted(dp, run.mesh.dp_comm->traffic()), over_tp = counted(tp, run.mesh.tp_comm->traffic());
-  const std::string what =
-      fmt::format("{} {} reduction {} micro-batch {} recompute {}\n{}", text_of(layout), name_of(config.model.norm),
-                  static_cast<int>(config.parallel.reduction), config.train.micro_batch,
-                  static_cast<int>(config.train.saves.recompute), communication_text(model));
-  EXPECT_EQ(volume_of(model, MeshAxis::dp).calls, over_dp.calls) << what;
-  EXPECT_EQ(volume_of(model, MeshAxis::dp).bytes, over_dp.bytes) << what;
-  EXPECT_EQ(volume_of(model, MeshAxis::tp).calls, over_tp.calls) << what;
-  EXPECT_EQ(volume_of(model, MeshAxis::tp).bytes, over_tp.bytes) << what;
+  expect_traffic_of_formula(run, config,
+                            fmt::format("{} {} reduction {} micro-batch {} recompute {}", text_of(layout),
+                                        name_of(config.model.norm), static_cast<int>(config.parallel.reduction),
+                                        config.train.micro_batch, static_cast<int>(config.train.saves.recompute)));
 }
 
 TEST(Communication, AStepSendsWhatTheFormulasSay) {

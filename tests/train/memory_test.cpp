@@ -5,8 +5,7 @@
 #include <new>
 
 #include "kernels/gemm.h"
-#include "model/activation_memory.h"
-#include "support/tiny_run.h"
+#include "support/run_checks.h"
 
 namespace {
 
@@ -40,6 +39,19 @@ void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::f
 namespace tforge::test {
 namespace {
 
+/// From the third step on.
+void expect_no_requests(TinyRun& run, const std::string& what) {
+  train(run.trainer, 2);
+  const std::uint64_t before = run.allocator.report().system_requests;
+  EXPECT_GT(before, 0U) << what;
+  requests = 0;
+  counting = true;
+  for (int i = 0; i < 4; ++i) run.trainer.step();
+  counting = false;
+  EXPECT_EQ(run.allocator.report().system_requests, before) << what;
+  EXPECT_EQ(requests, 0U) << what;
+}
+
 TEST(Memory, SteadyStepsRequestNone) {
   const Lab lab;
   constexpr SavePolicy kPolicies[] = {{},
@@ -56,17 +68,8 @@ TEST(Memory, SteadyStepsRequestNone) {
         config.parallel.reduction = Reduction::polled;  // asks for all that the other two ask for
         config.parallel.zero = norm == PattentionNorm::softmax ? 1 : 0;
         TinyRun run(config, lab, mesh_of(layout));
-        train(run.trainer, 2);
-        const std::uint64_t before = run.allocator.report().system_requests;
-        EXPECT_GT(before, 0U);
-        requests = 0;
-        counting = true;
-        for (int i = 0; i < 4; ++i) run.trainer.step();
-        counting = false;
-        const std::string what = fmt::format("{} {} recompute {} saved {}", text_of(layout), name_of(norm),
-                                             static_cast<int>(saves.recompute), static_cast<int>(saves.dtype));
-        EXPECT_EQ(run.allocator.report().system_requests, before) << what;
-        EXPECT_EQ(requests, 0U) << what;
+        expect_no_requests(run, fmt::format("{} {} recompute {} saved {}", text_of(layout), name_of(norm),
+                                            static_cast<int>(saves.recompute), static_cast<int>(saves.dtype)));
       }
     }
   }
@@ -76,19 +79,10 @@ TEST(Memory, SteadyStepsOfVirtualShardsRequestNone) {
   const Lab lab;
   for (const PattentionNorm norm : {PattentionNorm::l2_norm_gelu, PattentionNorm::softmax}) {
     for (const auto& layout : layouts()) {
-      RunConfig config = lab.config(DType::f32, norm);
-      config.run.deterministic = Determinism::layout_independent;
-      config.parallel.reduction = Reduction::blocking;
+      RunConfig config = independent(lab.config(DType::f32, norm));
       config.parallel.zero = norm == PattentionNorm::softmax ? 1 : 0;
       TinyRun run(config, lab, mesh_of(layout));
-      train(run.trainer, 2);
-      const std::uint64_t before = run.allocator.report().system_requests;
-      requests = 0;
-      counting = true;
-      for (int i = 0; i < 4; ++i) run.trainer.step();
-      counting = false;
-      EXPECT_EQ(run.allocator.report().system_requests, before) << text_of(layout);
-      EXPECT_EQ(requests, 0U) << text_of(layout);
+      expect_no_requests(run, text_of(layout));
     }
   }
 }
@@ -106,14 +100,7 @@ TEST(Memory, SteadyStepsOfOtherAttentionRequestNone) {
       config.train.micro_batch = 4;
       config.train.saves = saves;
       TinyRun run(config, lab, mesh_of(layouts().back()));
-      train(run.trainer, 2);
-      const std::uint64_t before = run.allocator.report().system_requests;
-      requests = 0;
-      counting = true;
-      for (int i = 0; i < 4; ++i) run.trainer.step();
-      counting = false;
-      EXPECT_EQ(run.allocator.report().system_requests, before) << name_of(kind);
-      EXPECT_EQ(requests, 0U) << name_of(kind);
+      expect_no_requests(run, std::string(name_of(kind)));
     }
   }
 }
@@ -133,21 +120,7 @@ TEST(Memory, TheEstimateIsCloseToThePeak) {
         config.model.tokens = {64, 64, 64, 96, 256};
         config.train.batch = 4;
         config.train.saves = {recompute, dtype};
-        TinyRun run(config, lab, mesh_of({1, test_world().size()}));
-        train(run.trainer, 1);
-        const MemoryReport& report = run.allocator.report();
-        std::size_t fixed = 0;
-        for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
-          fixed += report.peak[static_cast<std::size_t>(p)];
-        }
-        const auto peak = static_cast<double>(report.total_peak - fixed);
-        const auto estimate = static_cast<double>(
-            activation_bytes(config.model, run.trainer.model().plan(), run.mesh.tp_index, config.train.dtype,
-                             config.train.saves, config.train.batch, config.seq()));
-        const std::string what = fmt::format("{} recompute {} saved {}: {:.0f} of {:.0f} bytes", name_of(norm),
-                                             static_cast<int>(recompute), static_cast<int>(dtype), peak, estimate);
-        EXPECT_LE(peak, 1.02 * estimate) << what;
-        EXPECT_GE(peak, 0.96 * estimate) << what;
+        expect_memory_of_formula(lab, config, 0.96, 1.02, std::string(name_of(norm)));
       }
     }
   }

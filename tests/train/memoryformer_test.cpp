@@ -9,11 +9,9 @@
 #include <set>
 
 #include "core/errors.h"
-#include "model/activation_memory.h"
 #include "model/generator.h"
 #include "model/memoryformer.h"
-#include "support/tiny_run.h"
-#include "train/communication_model.h"
+#include "support/run_checks.h"
 
 namespace tforge::test {
 namespace {
@@ -27,18 +25,6 @@ RunConfig memoryformer(const Lab& lab, DType dtype) {
   c.model.memory_width = 45;
   c.model.hash_weight = HashWeight::l1_times_p;
   return c;
-}
-
-void expect_close_content(const std::string& a, const std::string& b, double bound) {
-  const CheckpointReader x = CheckpointReader::open(a), y = CheckpointReader::open(b);
-  for (const CheckpointReader::Tensor& t : x.tensors()) {
-    if (!t.path.starts_with("model/")) continue;
-    const auto count = static_cast<std::size_t>(t.shape.elements());
-    std::vector<double> p(count), q(count);
-    x.read_rows(t.path, 0, t.shape.rows(), DType::f64, p.data());
-    y.read_rows(t.path, 0, t.shape.rows(), DType::f64, q.data());
-    for (std::size_t i = 0; i < count; ++i) ASSERT_NEAR(p[i], q[i], bound) << t.path << " element " << i;
-  }
 }
 
 TEST(MemoryFormer, Learns50StepsAlikeOnEveryLayoutInF64) {
@@ -167,21 +153,11 @@ TEST(MemoryFormer, SendsWhatTheFormulasSay) {
   for (const auto& layout : layouts()) {
     for (const Determinism mode : {Determinism::same_layout, Determinism::layout_independent}) {
       RunConfig config = memoryformer(lab, DType::f32);
-      config.run.deterministic = mode;
-      if (mode == Determinism::layout_independent) config.parallel.reduction = Reduction::blocking;
+      if (mode == Determinism::layout_independent) config = independent(config);
       else config.train.saves.recompute = Recompute::block;
       config.train.micro_batch = 2;
       TinyRun run(config, lab, mesh_of(layout));
-      const Communicator::Traffic before = run.mesh.tp_comm->traffic();
-      run.trainer.step();
-      const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), run.mesh.dp);
-      const std::vector<Exchange> formula =
-          step_exchanges(config, run.trainer.model().plan(), buckets,
-                         {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
-      EXPECT_EQ(volume_of(formula, MeshAxis::tp).bytes,
-                static_cast<std::int64_t>(run.mesh.tp_comm->traffic().bytes - before.bytes))
-          << text_of(layout) << "\n"
-          << communication_text(formula);
+      expect_traffic_of_formula(run, config, text_of(layout));
     }
   }
 }
@@ -197,21 +173,7 @@ TEST(MemoryFormer, TakesTheMemoryOfTheFormula) {
       config.model.max_seq = 64;
       config.train.batch = 4;
       config.train.saves = {recompute, dtype};
-      TinyRun run(config, lab, mesh_of({1, test_world().size()}));
-      train(run.trainer, 1);
-      const MemoryReport& report = run.allocator.report();
-      std::size_t fixed = 0;
-      for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
-        fixed += report.peak[static_cast<std::size_t>(p)];
-      }
-      const auto peak = static_cast<double>(report.total_peak - fixed);
-      const auto estimate = static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(),
-                                                                 run.mesh.tp_index, config.train.dtype,
-                                                                 config.train.saves, config.train.batch, config.seq()));
-      const std::string what = fmt::format("recompute {} saved {}: {:.0f} of {:.0f} bytes", static_cast<int>(recompute),
-                                           static_cast<int>(dtype), peak, estimate);
-      EXPECT_LE(peak, 1.02 * estimate) << what;
-      EXPECT_GE(peak, 0.9 * estimate) << what;
+      expect_memory_of_formula(lab, config, 0.9, 1.02, "memoryformer");
     }
   }
 }

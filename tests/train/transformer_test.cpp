@@ -2,9 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "core/rng.h"
-#include "model/activation_memory.h"
-#include "support/tiny_run.h"
-#include "train/communication_model.h"
+#include "support/run_checks.h"
 
 namespace tforge::test {
 namespace {
@@ -15,19 +13,6 @@ RunConfig transformer(const Lab& lab, DType dtype) {
   c.model.kind = "transformer";
   c.model.ffn_dim = 97;
   return c;
-}
-
-/// What the parameters hold on this rank, as whole tensors in the order of the file: from a checkpoint.
-void expect_close_content(const std::string& a, const std::string& b, double bound) {
-  const CheckpointReader x = CheckpointReader::open(a), y = CheckpointReader::open(b);
-  for (const CheckpointReader::Tensor& t : x.tensors()) {
-    if (!t.path.starts_with("model/")) continue;
-    const auto count = static_cast<std::size_t>(t.shape.elements());
-    std::vector<double> p(count), q(count);
-    x.read_rows(t.path, 0, t.shape.rows(), DType::f64, p.data());
-    y.read_rows(t.path, 0, t.shape.rows(), DType::f64, q.data());
-    for (std::size_t i = 0; i < count; ++i) ASSERT_NEAR(p[i], q[i], bound) << t.path << " element " << i;
-  }
 }
 
 TEST(Transformer, LearnsTheSameOnEveryLayout) {
@@ -123,12 +108,6 @@ TEST(Transformer, ResumesBitEqual) {
   }
 }
 
-RunConfig independent(RunConfig config) {
-  config.run.deterministic = Determinism::layout_independent;
-  config.parallel.reduction = Reduction::blocking;
-  return config;
-}
-
 TEST(Transformer, LayoutIndependentRunsGiveTheSameBits) {
   const Lab lab;
   for (const std::int64_t zero : {0, 1}) {
@@ -175,18 +154,7 @@ TEST(Transformer, SendsWhatTheFormulasSay) {
         config.train.saves.recompute = recompute;
         config.train.micro_batch = 2;
         TinyRun run(config, lab, mesh_of(layout));
-        const Communicator::Traffic dp = run.mesh.dp_comm->traffic(), tp = run.mesh.tp_comm->traffic();
-        run.trainer.step();
-        const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), run.mesh.dp);
-        const std::vector<Exchange> formula =
-            step_exchanges(config, run.trainer.model().plan(), buckets,
-                           {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
-        const std::string what = text_of(layout) + "\n" + communication_text(formula);
-        const auto bytes = [](const Communicator::Traffic& before, const Communicator::Traffic& after) {
-          return static_cast<std::int64_t>(after.bytes - before.bytes);
-        };
-        EXPECT_EQ(volume_of(formula, MeshAxis::dp).bytes, bytes(dp, run.mesh.dp_comm->traffic())) << what;
-        EXPECT_EQ(volume_of(formula, MeshAxis::tp).bytes, bytes(tp, run.mesh.tp_comm->traffic())) << what;
+        expect_traffic_of_formula(run, config, text_of(layout));
       }
     }
   }
@@ -212,21 +180,7 @@ TEST(Transformer, TakesTheMemoryOfTheFormula) {
     config.train.batch = 4;
     config.parallel.virtual_dp = 1;
     config.train.saves = {recompute, dtype};
-    TinyRun run(config, lab, mesh_of({1, test_world().size()}));
-    train(run.trainer, 1);
-    const MemoryReport& report = run.allocator.report();
-    std::size_t fixed = 0;
-    for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
-      fixed += report.peak[static_cast<std::size_t>(p)];
-    }
-    const auto peak = static_cast<double>(report.total_peak - fixed);
-    const auto estimate =
-        static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(), run.mesh.tp_index,
-                                             config.train.dtype, config.train.saves, config.train.batch, config.seq()));
-    const std::string what = fmt::format("recompute {} saved {}: {:.0f} of {:.0f} bytes", static_cast<int>(recompute),
-                                         static_cast<int>(dtype), peak, estimate);
-    EXPECT_LE(peak, 1.02 * estimate) << what;
-    EXPECT_GE(peak, 0.96 * estimate) << what;
+    expect_memory_of_formula(lab, config, 0.96, 1.02, "transformer");
   }
 }
 

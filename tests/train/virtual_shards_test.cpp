@@ -1,20 +1,11 @@
 // run.deterministic = "layout_independent": a run is the same run, bit by bit, on every layout of the ranks.
 #include <gtest/gtest.h>
 
-#include "support/tiny_run.h"
-#include "train/communication_model.h"
+#include "support/run_checks.h"
 #include "train/layout_price.h"
 
 namespace tforge::test {
 namespace {
-
-RunConfig independent(RunConfig config, std::int64_t virtual_dp = 4, std::int64_t virtual_tp = 4) {
-  config.run.deterministic = Determinism::layout_independent;
-  config.parallel.virtual_dp = virtual_dp;
-  config.parallel.virtual_tp = virtual_tp;
-  config.parallel.reduction = Reduction::blocking;
-  return config;
-}
 
 void expect_same(const std::vector<StepResult>& got, const std::vector<StepResult>& want, const std::string& what) {
   ASSERT_EQ(got.size(), want.size());
@@ -149,16 +140,7 @@ TEST(LayoutIndependent, AStepSendsWhatTheFormulasSay) {
       for (const auto& layout : layouts_for(config)) {
         TinyRun run(config, lab, mesh_of(layout));
         const MeshPlace place{run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index};
-        const Communicator::Traffic dp = run.mesh.dp_comm->traffic(), tp = run.mesh.tp_comm->traffic();
-        run.trainer.step();
-        const std::vector<Bucket> buckets = run.trainer.model().parameters().buckets(bucket_bytes(config), place.dp);
-        const auto model = step_exchanges(config, run.trainer.model().plan(), buckets, place);
-        const std::string what = text_of(layout) + "\n" + communication_text(model);
-        for (const auto& [axis, before, after] : {std::tuple{MeshAxis::dp, dp, run.mesh.dp_comm->traffic()},
-                                                  std::tuple{MeshAxis::tp, tp, run.mesh.tp_comm->traffic()}}) {
-          EXPECT_EQ(volume_of(model, axis).calls, static_cast<std::int64_t>(after.calls - before.calls)) << what;
-          EXPECT_EQ(volume_of(model, axis).bytes, static_cast<std::int64_t>(after.bytes - before.bytes)) << what;
-        }
+        expect_traffic_of_formula(run, config, text_of(layout));
         const LayoutPrice price = layout_price(config, place);
         EXPECT_EQ(price.sent > price.sent_same_layout, test_world().size() > 1);
       }
