@@ -333,9 +333,11 @@ void checkpoint(Input input) {
     refuse_or([&] { restored(reader.tokenizer(), path); });
     refuse_or([&] { load_state(reader); });
     const RunConfig config = stored_config(reader);
-    if (config.model.parameters() > static_cast<std::int64_t>(reader.info().file_bytes)) {
-      throw Finding("a configuration of more numbers than the file has bytes");
+    std::int64_t numbers = 0;
+    for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
+      if (tensor.path.starts_with("model/")) numbers += tensor.shape.elements();
     }
+    if (config.model.parameters() != numbers) throw Finding("a configuration of another model than its tensors");
     stored_borders(reader);
   });
 }
