@@ -37,6 +37,19 @@ void check_map(const char* op, const LinearShape& s, const FeatureMap& map, DTyp
   }
 }
 
+void check_operands(const char* op, const Stream& stream, const LinearShape& s, const FeatureMap& map,
+                    const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
+                    const ConstTensorView& out) {
+  const std::int64_t columns = q.columns(), rows = s.batch * s.seq;
+  check_device(op, stream);
+  check_shape(op, s, columns);
+  check_map(op, s, map, q.dtype, columns / s.heads);
+  check_matrix(op, "q", q, q.dtype, rows, columns);
+  check_matrix(op, "k", k, q.dtype, rows, columns);
+  check_matrix(op, "v", v, q.dtype, rows, columns);
+  check_matrix(op, "out", out, q.dtype, rows, columns);
+}
+
 /// Operations of one head of one sequence: products of `by_features` with all features and head_dim, and so many of w.
 double operations(const LinearShape& s, const FeatureMap& map, std::int64_t head_dim, double by_features,
                   double by_pair) {
@@ -70,15 +83,8 @@ void linear_attention_forward(Stream& stream, const LinearShape& shape, const Fe
                               ConstTensorView k, ConstTensorView v, TensorView out, TensorView den, TensorView state,
                               TensorView workspace) {
   constexpr const char* kOp = "linear_attention_forward";
-  const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq;
-  check_device(kOp, stream);
-  check_shape(kOp, shape, columns);
-  const std::int64_t head_dim = columns / shape.heads;
-  check_map(kOp, shape, map, q.dtype, head_dim);
-  check_matrix(kOp, "q", q, q.dtype, rows, columns);
-  check_matrix(kOp, "k", k, q.dtype, rows, columns);
-  check_matrix(kOp, "v", v, q.dtype, rows, columns);
-  check_matrix(kOp, "out", out, q.dtype, rows, columns);
+  check_operands(kOp, stream, shape, map, q, k, v, out);
+  const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq, head_dim = columns / shape.heads;
   if (den) {
     check_matrix(kOp, "den", den, q.dtype, rows, shape.heads);
     check_vector(kOp, "den", den, q.dtype, rows * shape.heads);
@@ -102,16 +108,9 @@ void linear_attention_backward(Stream& stream, const LinearShape& shape, const F
                                ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv,
                                TensorView workspace) {
   constexpr const char* kOp = "linear_attention_backward";
-  const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq;
-  check_device(kOp, stream);
-  check_shape(kOp, shape, columns);
-  const std::int64_t head_dim = columns / shape.heads;
-  check_map(kOp, shape, map, q.dtype, head_dim);
+  check_operands(kOp, stream, shape, map, q, k, v, out);
+  const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq, head_dim = columns / shape.heads;
   if (shape.first != 0) throw ShapeError("{}: first is {}; a state has no gradient", kOp, shape.first);
-  check_matrix(kOp, "q", q, q.dtype, rows, columns);
-  check_matrix(kOp, "k", k, q.dtype, rows, columns);
-  check_matrix(kOp, "v", v, q.dtype, rows, columns);
-  check_matrix(kOp, "out", out, q.dtype, rows, columns);
   check_matrix(kOp, "den", den, q.dtype, rows, shape.heads);
   check_vector(kOp, "den", den, q.dtype, rows * shape.heads);
   check_matrix(kOp, "dout", dout, q.dtype, rows, columns);
