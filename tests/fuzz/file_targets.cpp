@@ -60,6 +60,7 @@ void token_dataset(Input input) {
       for (std::uint64_t i = 0; i < split.documents(); ++i) {
         const DocumentInfo document = split.document(i);
         if (document.first_token != tokens) throw Finding("documents that leave a gap");
+        if (document.tokens > split.tokens() - tokens) throw Finding("a document beyond the tokens");
         tokens += document.tokens;
       }
       if (tokens != split.tokens()) throw Finding("documents that end elsewhere than their tokens");
