@@ -18,7 +18,6 @@ namespace tforge::fuzz {
 namespace {
 
 std::string change(std::uint16_t offset, const std::string& bytes) { return Change{offset, false, bytes}.text(); }
-std::string change_data(std::uint16_t offset, const std::string& bytes) { return Change{offset, true, bytes}.text(); }
 
 /// What `make` writes to the path that it is given.
 template <class Make>
@@ -75,8 +74,13 @@ void token_dataset(Input input) {
 }
 
 std::vector<std::string> token_dataset_seeds() {
-  return {change(0, "\x89HDF"), change(700, "abc") + change(2000, std::string(8, '\xff')),
-          change_data(100, std::string("\1\0\0\0\0\0\0", 8)), sound_dataset().bytes()};
+  const std::string offsets("\0\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0\x17\0\0\0\0\0\0\0", 24);  // of the documents of a split
+  return {change(0, "\x89HDF"),
+          change(700, "abc") + change(2000, std::string(8, '\xff')),
+          sound_dataset().over(offsets, 7, "\1").text(),
+          sound_dataset().over(offsets, 8, "\xff").text(),
+          sound_dataset().over(offsets, 16, "\x0d").text(),
+          sound_dataset().bytes()};
 }
 
 // ---- published file of a model, made by anybody
@@ -344,7 +348,11 @@ void checkpoint(Input input) {
 }
 
 std::vector<std::string> checkpoint_seeds() {
-  return {change(0, "\x89HDF"), change(900, std::string(3, '\x01')) + change(5000, "\xff"), change_data(70, "\xff"),
+  return {change(0, "\x89HDF"),
+          change(900, std::string(3, '\x01')) + change(5000, "\xff"),
+          sound_checkpoint().over("layers = 1", 9, "3").text(),
+          sound_checkpoint().over("vocab = 4", 8, "9").text(),
+          sound_checkpoint().over("1x1", 1, "\x1b").text(),
           sound_checkpoint().bytes()};
 }
 

@@ -103,6 +103,17 @@ class SoundFile {
 
   const std::string& bytes() const { return bytes_; }
 
+  /// The change that puts `bytes` over the first `pattern` of the file, from its byte `skip` on.
+  Change over(std::string_view pattern, std::size_t skip, const std::string& bytes) const {
+    const std::size_t found = bytes_.find(pattern);
+    if (found == std::string::npos) throw std::logic_error("the file does not hold what is to be changed");
+    const std::size_t at = found + skip;
+    const auto place = std::ranges::lower_bound(unchecked_, at);
+    const bool marked = place != unchecked_.end() && *place == at;
+    return {static_cast<std::uint16_t>(marked ? place - unchecked_.begin() : static_cast<std::ptrdiff_t>(at)), marked,
+            bytes};
+  }
+
   /// Applies changes, the marked ones to the bytes that no checksum covers, the numbers of the datasets among them. An
   /// input that is a file itself replaces all.
   std::string changed(Input input) const {
