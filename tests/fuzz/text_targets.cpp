@@ -123,8 +123,14 @@ void tokenizer(Input input) {
 }
 
 std::vector<std::string> tokenizer_seeds() {
+  // NormalizerSpec: neither add_dummy_prefix nor remove_extra_whitespaces.
+  const std::string spec("\x18\0\x20\0", 4);
+  const std::size_t at = sound_model().find(spec);
+  if (at == std::string::npos) throw std::logic_error("another model than expected");
+  const auto offset = static_cast<std::uint16_t>(at);
   return {sound_model(), Tokenizer::train_bpe(std::vector<std::string>{"ab abc abcd\n"}, 270).serialized(),
-          "m" + Change{3000, false, "abc"}.text()};
+          "m" + Change{3000, false, "abc"}.text(), "m" + Change{offset, false, "\x18\1"}.text(),
+          "m" + Change{offset, false, std::string("\x18\0\x20\1", 4)}.text()};
 }
 
 }  // namespace tforge::fuzz
