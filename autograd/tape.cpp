@@ -1,6 +1,7 @@
 #include "autograd/tape.h"
 
 #include "autograd/reducer.h"
+#include "core/copy.h"
 #include "core/errors.h"
 #include "kernels/elementwise.h"
 
@@ -13,6 +14,7 @@ struct Grad::Slot {
   Tensor gradient;  // permanent for a parameter
   bool permanent = false;
   bool written = false;
+  bool seed = false;
   int pending_uses = 0;  // recorded nodes that will still write here
   GradHook* hook = nullptr;
   int parameter_id = -1;
@@ -39,6 +41,7 @@ Grad::~Grad() {
 }
 
 bool Grad::written() const { return slot_ != nullptr && slot_->written; }
+bool Grad::is_seed() const { return written() && slot_->seed; }
 
 ConstTensorView Grad::read() const {
   if (!written()) throw InternalError("a gradient was read that nothing was written to");
@@ -46,6 +49,7 @@ ConstTensorView Grad::read() const {
 }
 
 GradTarget Grad::target(Tape& tape) {
+  slot_->seed = false;
   if (!slot_->gradient) slot_->gradient = tape.empty(slot_->shape, slot_->dtype);
   const GradMode mode = slot_->written ? GradMode::accumulate : GradMode::overwrite;
   if (!slot_->permanent && !slot_->gradient.unique()) {
@@ -66,6 +70,7 @@ void Grad::adopt(Tape& tape, Tensor gradient) {
   if (!slot_->written && !slot_->permanent) {
     slot_->gradient = gradient.reshaped(slot_->shape);
     slot_->written = true;
+    slot_->seed = false;
     return;
   }
   GradTarget to = target(tape);
@@ -131,7 +136,7 @@ Grad Tape::new_slot(const Tensor& value) {
   }
   slot->shape = value.shape();
   slot->dtype = value.dtype();
-  slot->written = false;
+  slot->written = slot->seed = false;
   slot->pending_uses = 0;
   return Grad(slot);
 }
@@ -150,7 +155,28 @@ Var Tape::leaf(Tensor value) {
 Tape& Tape::inner() {
   if (!inner_) inner_ = std::make_unique<Tape>(allocator_, stream_, TapeMode::training);
   inner_->hook_ = hook_;
+  inner_->counts_ = false;
   return *inner_;
+}
+
+TensorView Tape::floored_rows() {
+  if (!counts_) return {};
+  if (!floored_) floored_ = Tensor::zeros(allocator_, Shape{1}, DType::f64, Purpose::workspace);
+  return floored_.view();
+}
+
+std::int64_t Tape::take_floored_rows() {
+  if (!floored_) return 0;
+  double count = 0;
+  copy(stream_, floored_.view(), {&count, DType::f64, Device::cpu, Shape{1}, 1});
+  floored_.fill_zero();
+  return static_cast<std::int64_t>(count);
+}
+
+void Tape::share_floored_rows(Tape& other) {
+  other.floored_rows();
+  floored_ = other.floored_;
+  counts_ = other.counts_;
 }
 
 void Tape::retire(Node* node) {
@@ -169,6 +195,7 @@ void Tape::backward(const Var& loss) {
     Grad root = loss.grad();
     GradTarget to = root.target(*this);
     kernels::fill(stream_, to.view, 1.0);
+    root.slot_->seed = true;
   }
   run();
 }

@@ -86,8 +86,13 @@ class Tape {
   /// backward. It keeps everything as it is; one at a time.
   Tape& inner();
 
-  /// Rows whose norm was below the floor in Pattention since the last reset (this rank's count).
-  std::int64_t floored_rows = 0;
+  /// Where Pattention counts rows whose norm was below the floor (this rank's); empty in a recording by inner(), whose
+  /// rows were counted in forward.
+  TensorView floored_rows();
+  /// The count since the last call. Waits for the device.
+  std::int64_t take_floored_rows();
+  /// Counts in `other` from now on.
+  void share_floored_rows(Tape& other);
 
  private:
   friend class Grad;
@@ -107,6 +112,8 @@ class Tape {
   std::size_t used_ = 0;
   std::vector<Grad::Slot*> free_slots_;
   std::unique_ptr<Tape> inner_;
+  bool counts_ = true;
+  Tensor floored_;  // [1] f64, from the first count on
 };
 
 }  // namespace tforge

@@ -49,6 +49,8 @@ class Grad {
   void adopt(Tape& tape, Tensor gradient);
   /// The gathered gradient as a tensor that nobody else shares (copied if shared); leaves the slot empty.
   Tensor take(Tape& tape);
+  /// True when the gradient is the 1 that Tape::backward(loss) began with, and nothing was added.
+  bool is_seed() const;
   /// The gathered gradient as a shared tensor, to be read or handed on.
   Tensor share() const;
 

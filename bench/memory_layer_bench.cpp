@@ -37,8 +37,8 @@ struct Layers {
     for (std::int64_t i = 0; i < kBits * tables; ++i) {
       at[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i % tables * kBits + i / tables);
     }
-    order =
-        Tensor::empty(allocator, Shape{kernels::memory_lookup_workspace(rows, kBits)}, DType::i32, Purpose::workspace);
+    order = Tensor::empty(allocator, Shape{kernels::memory_lookup_workspace(rows, kBits, tables)}, DType::i32,
+                          Purpose::workspace);
     for (std::size_t i = 0; i < count; ++i) layers.push_back(random(rows_of_layer, d));
   }
   Tensor random(std::int64_t r, std::int64_t c) {

@@ -62,7 +62,7 @@ struct Layer {
   void forward(std::size_t i) {
     const std::array group{kernels::PattentionForward{
         scale, keys.view(), values.view(), scores[i % scores.size()].view(), view(stat), u.view(), view(weight)}};
-    kernels::pattention_forward(stream, norm, x.view(), group, workspace.view());
+    kernels::pattention_forward(stream, norm, x.view(), group, {}, workspace.view());
   }
   void backward(std::size_t i) {
     const std::array group{kernels::PattentionBackward{scale, scores[i % scores.size()].view(), view(stat), keys.view(),

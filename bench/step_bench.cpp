@@ -136,6 +136,7 @@ int main(int argc, char** argv) {
       world.barrier();
       const auto start = std::chrono::steady_clock::now();
       gradients.run(-1, next_batch);
+      gradients.loss();
       const double norm = optimizer.gradient_norm(stream, config.train, 0, mesh, model.reducer());
       optimizer.update(stream, config.train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
       gradients.share_values();

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "core/shape.h"
 #include "storage/hdf5_file.h"
@@ -27,11 +28,13 @@ enum class Retention : std::uint8_t { rolling, stage_end };
 std::string_view name_of(Retention retention);
 std::optional<Retention> retention_from_name(std::string_view name);
 
-/// Rows [first_row, first_row + rows) of a tensor, contiguous in memory.
+/// Rows [first_row, first_row + rows) of a tensor, contiguous in memory. What is written lies in host memory; Staging
+/// brings there what does not.
 struct RowBlock {
   std::int64_t first_row = 0;
   std::int64_t rows = 0;
   const void* data = nullptr;
+  Device device = Device::cpu;
 };
 
 /// One tensor as one rank sees it. Path, dtype and shape are the same on every rank; over all ranks the blocks cover

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/copy.h"
+
 namespace tforge {
 
 namespace {
@@ -35,8 +37,11 @@ void Staging::copy(std::vector<CheckpointTensor>& tensors) {
   for (CheckpointTensor& tensor : tensors) {
     for (RowBlock& block : tensor.blocks) {
       const std::uint64_t bytes = bytes_of(tensor, block);
-      if (bytes > 0) std::memcpy(to, block.data, bytes);
+      const Shape shape{block.rows * tensor.shape.columns()};
+      tforge::copy(allocator_.stream(), {block.data, tensor.dtype, block.device, shape, shape[0]},
+                   {to, tensor.dtype, Device::cpu, shape, shape[0]});
       block.data = to;
+      block.device = Device::cpu;
       to += bytes;
     }
   }

@@ -10,12 +10,14 @@ namespace tforge {
 
 class Staging {
  public:
+  /// `allocator` is one of host memory.
   explicit Staging(Allocator& allocator) : allocator_(allocator) {}
 
   /// Takes the memory for a copy of these blocks (Purpose::staging); keeps what it has where that is enough.
   /// Throws ResourceError.
   void reserve(const std::vector<CheckpointTensor>& tensors);
-  /// Copies the rows of all blocks and points the blocks at the copies, which stay as they are until the next call.
+  /// Copies the rows of all blocks, from wherever they are, and points the blocks at the copies, which stay as they are
+  /// until the next call.
   void copy(std::vector<CheckpointTensor>& tensors);
 
  private:

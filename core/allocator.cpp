@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "core/cuda/runtime.h"
+#include "core/cuda_built.h"
 #include "core/errors.h"
 
 namespace tforge {
@@ -36,10 +38,41 @@ std::size_t rounded(std::size_t bytes) {
 }  // namespace
 
 Allocator::~Allocator() {
-  for (Storage* storage : all_) {
-    std::free(storage->data_);
-    delete storage;
+  for (Storage* storage : all_) give_back(storage);
+}
+
+void* Allocator::request(std::size_t capacity) {
+  if constexpr (kCudaBuilt) {
+    if (device_ == Device::cuda) return cuda::allocate(capacity);
+    if (stream_.device() == Device::cuda) return cuda::allocate_pinned(capacity);
   }
+  const bool large = capacity >= kLargeBlock;
+  const std::size_t alignment = large ? kLargeBlock : kSmallAlignment;
+  void* data = std::aligned_alloc(alignment, (capacity + alignment - 1) / alignment * alignment);
+  if (data != nullptr && large) ::madvise(data, capacity, MADV_HUGEPAGE);  // advice: its failure changes nothing
+  return data;
+}
+
+void Allocator::give_back(Storage* storage) {
+  if constexpr (kCudaBuilt) {
+    if (stream_.device() == Device::cuda) {
+      if (device_ == Device::cuda) cuda::release(storage->data_);
+      else cuda::release_pinned(storage->data_);
+      storage->data_ = nullptr;
+    }
+  }
+  std::free(storage->data_);
+  delete storage;
+}
+
+void Allocator::give_back_free() {
+  for (auto& [capacity, blocks] : free_) blocks.clear();
+  std::erase_if(all_, [this](Storage* storage) {
+    if (storage->references_ > 0) return false;
+    report_.reserved -= storage->capacity_;
+    give_back(storage);
+    return true;
+  });
 }
 
 Storage* Allocator::acquire(std::size_t bytes, Purpose purpose) {
@@ -54,19 +87,20 @@ Storage* Allocator::acquire(std::size_t bytes, Purpose purpose) {
     break;
   }
   if (storage == nullptr) {
-    const bool large = capacity >= kLargeBlock;
-    const std::size_t alignment = large ? kLargeBlock : kSmallAlignment;
-    void* data = std::aligned_alloc(alignment, (capacity + alignment - 1) / alignment * alignment);
+    void* data = request(capacity);
+    if (data == nullptr) {  // free blocks of other sizes may be in the way
+      give_back_free();
+      data = request(capacity);
+    }
     if (data == nullptr) {
       std::string use;
       for (int i = 0; i < kPurposes; ++i) {
         use += fmt::format("{}{} {} MiB", i > 0 ? ", " : "", name_of(static_cast<Purpose>(i)),
                            report_.in_use[static_cast<std::size_t>(i)] >> 20);
       }
-      throw ResourceError("out of memory: {} bytes for {} on top of {}; use a smaller batch or model, or more ranks",
-                          bytes, name_of(purpose), use);
+      throw ResourceError("out of {}memory: {} bytes for {} on top of {}; use a smaller batch or model, or more ranks",
+                          device_ == Device::cpu ? "" : "CUDA ", bytes, name_of(purpose), use);
     }
-    if (large) ::madvise(data, capacity, MADV_HUGEPAGE);  // advice only: its failure changes nothing
     storage = new Storage;
     storage->data_ = static_cast<std::byte*>(data);
     storage->capacity_ = capacity;

@@ -1,14 +1,20 @@
 #pragma once
 // Where memory lives and work runs.
 #include <cstdint>
+#include <string_view>
 
 namespace tforge {
 
 enum class Device : std::uint8_t { cpu, cuda };
+std::string_view name_of(Device device);
 
 class Profile;
+namespace kernels {
+class DeviceLibraries;
+}
 
-/// The queue that kernels are issued to. On the CPU work is done when the call returns and `native` is null.
+/// The queue that kernels are issued to. On the CPU work is done when the call returns and `native` is null; on a CUDA
+/// device `native` is its cudaStream_t, made and owned by a DeviceQueue (core/device_queue.h).
 class Stream {
  public:
   explicit Stream(Device device = Device::cpu, void* native = nullptr) : device_(device), native_(native) {}
@@ -17,11 +23,15 @@ class Stream {
   /// Where kernels report what they did (core/profile.h); null: nowhere.
   Profile* profile() const { return profile_; }
   void set_profile(Profile* profile) { profile_ = profile; }
+  /// What the kernels of a device keep between calls (kernels/device_libraries.h); null: nothing yet.
+  kernels::DeviceLibraries* libraries() const { return libraries_; }
+  void set_libraries(kernels::DeviceLibraries* libraries) { libraries_ = libraries; }
 
  private:
   Device device_;
   void* native_;
   Profile* profile_ = nullptr;
+  kernels::DeviceLibraries* libraries_ = nullptr;
 };
 
 /// Whether an output is replaced or added to.

@@ -3,6 +3,10 @@
 #include <cstring>
 #include <utility>
 
+#include "core/copy.h"
+#include "core/cuda/runtime.h"
+#include "core/cuda_built.h"
+
 namespace tforge {
 
 Tensor::Tensor(const Tensor& other)
@@ -46,8 +50,8 @@ std::byte* Tensor::address() const {
   return storage_ == nullptr ? nullptr : storage_->data() + offset_ * static_cast<std::int64_t>(size_of(dtype_));
 }
 
-TensorView Tensor::view() { return {address(), dtype_, Device::cpu, shape_, shape_.columns()}; }
-ConstTensorView Tensor::view() const { return {address(), dtype_, Device::cpu, shape_, shape_.columns()}; }
+TensorView Tensor::view() { return {address(), dtype_, device(), shape_, shape_.columns()}; }
+ConstTensorView Tensor::view() const { return {address(), dtype_, device(), shape_, shape_.columns()}; }
 
 Tensor Tensor::rows(std::int64_t first, std::int64_t count) const {
   if (shape_.rank() < 1 || first < 0 || count < 0 || first + count > shape_[0]) {
@@ -74,13 +78,28 @@ Tensor Tensor::reshaped(const Shape& shape) const {
   return t;
 }
 
+void Tensor::check_host() const {
+  if (device() != Device::cpu) {
+    throw InternalError("a tensor of shape {} in {} memory was asked for its elements", shape_.text(),
+                        name_of(device()));
+  }
+}
+
 void Tensor::fill_zero() {
-  if (bytes() > 0) std::memset(address(), 0, bytes());
+  if (bytes() == 0) return;
+  if constexpr (kCudaBuilt) {
+    if (device() == Device::cuda) return cuda::zero(storage_->owner_->stream(), address(), bytes());
+  }
+  std::memset(address(), 0, bytes());
+}
+
+void Tensor::assign(const Tensor& from) {
+  copy((device() == Device::cpu ? from : *this).storage_->owner_->stream(), from.view(), view());
 }
 
 Tensor Tensor::clone(Allocator& allocator) const {
   Tensor t = empty(allocator, shape_, dtype_, purpose());
-  if (bytes() > 0) std::memcpy(t.address(), address(), bytes());
+  t.assign(*this);
   return t;
 }
 
@@ -88,7 +107,8 @@ void Tensor::copy_from(const void* values, std::size_t count, std::size_t size) 
   if (count != static_cast<std::size_t>(elements())) {
     throw ShapeError("{} values for a tensor of shape {}", count, shape_.text());
   }
-  if (count > 0) std::memcpy(address(), values, count * size);
+  if (count * size != bytes()) throw InternalError("values of {} bytes for a tensor of {}", size, name_of(dtype_));
+  copy(storage_->owner_->stream(), {values, dtype_, Device::cpu, shape_, shape_.columns()}, view());
 }
 
 }  // namespace tforge

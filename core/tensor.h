@@ -92,6 +92,7 @@ class Tensor {
   }
 
   explicit operator bool() const { return storage_ != nullptr; }
+  Device device() const { return storage_ == nullptr ? Device::cpu : storage_->owner_->device(); }
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }
   std::int64_t elements() const { return shape_.elements(); }
@@ -102,13 +103,16 @@ class Tensor {
 
   TensorView view();
   ConstTensorView view() const;
-  /// All elements as T. Throws DTypeError when T is not the dtype.
+  /// All elements as T, of a tensor in host memory. Throws DTypeError when T is not the dtype, InternalError for
+  /// another device.
   template <class T>
   std::span<T> span() {
+    check_host();
     return {view().template as<T>(), static_cast<std::size_t>(elements())};
   }
   template <class T>
   std::span<const T> span() const {
+    check_host();
     return {view().template as<T>(), static_cast<std::size_t>(elements())};
   }
 
@@ -116,11 +120,15 @@ class Tensor {
   Tensor rows(std::int64_t first, std::int64_t count) const;
   /// The same elements under another shape; shares storage. Throws ShapeError when the number differs.
   Tensor reshaped(const Shape& shape) const;
+  /// Queued on the allocator's stream.
   void fill_zero();
-  /// A copy with storage of its own.
+  /// Takes over the elements of a tensor of the same shape and dtype, wherever that lives; see core/copy.h.
+  void assign(const Tensor& from);
+  /// A copy with storage of its own, in the memory of `allocator`; see core/copy.h. The way to a device and back.
   Tensor clone(Allocator& allocator) const;
 
  private:
+  void check_host() const;
   void copy_from(const void* values, std::size_t count, std::size_t size);
   std::byte* address() const;
 

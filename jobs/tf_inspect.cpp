@@ -218,7 +218,8 @@ int main(int argc, char** argv) {
       const DType type = dtype_from_name(dtype);
       if (type != DType::f32 && type != DType::f64) throw UsageError("--dtype {}: want f64 or f32", dtype);
       Mesh mesh = tp == 0 ? Mesh::create(world, 1, 0) : Mesh::create(world, 0, static_cast<int>(tp));
-      const std::vector<TensorError> errors = compare_with_published(*compare, type, mesh);
+      Workplace place(world, Device::cpu);
+      const std::vector<TensorError> errors = compare_with_published(*compare, type, mesh, place);
       const double bound = tolerance.value_or(type == DType::f64 ? 1e-6 : 2e-5);
       const bool close = std::ranges::all_of(errors, [&](const TensorError& e) { return e.error <= bound; });
       if (world.rank() == 0) print_comparison(errors, bound);

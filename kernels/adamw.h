@@ -30,8 +30,10 @@ struct AdamWStep {
 void adamw_update(Stream& stream, const AdamWStep& step, TensorView parameter, ConstTensorView gradient, TensorView m,
                   TensorView v);
 
-/// Sum of squares in f64, in blocks fixed by shape; independent of threads. A non-finite element gives a non-finite
-/// sum.
-double sum_of_squares(Stream& stream, ConstTensorView x);
+/// sum = sum of the squares of x, [1] f64, added in f64 in blocks fixed by shape; independent of threads. A non-finite
+/// element gives a non-finite sum. workspace: f64, of at least sum_of_squares_workspace(device of the stream) elements.
+/// Throws ShapeError, DTypeError.
+void sum_of_squares(Stream& stream, ConstTensorView x, TensorView sum, TensorView workspace);
+std::int64_t sum_of_squares_workspace(Device device);
 
 }  // namespace tforge::kernels

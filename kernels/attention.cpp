@@ -2,8 +2,12 @@
 
 #include <omp.h>
 
+#include <limits>
+
 #include "kernels/check.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -35,6 +39,18 @@ AttentionShape backward_shape(AttentionShape shape) {
   return shape;
 }
 
+/// Throws DeviceError for what the kernels of the stream's device cannot take.
+void check_width(const char* op, const Stream& stream, std::int64_t head_dim) {
+  if (head_dim > most_head_dim(stream.device())) {
+    throw DeviceError("{}: a head is {} wide, the kernels for CUDA take at most {}; use more heads", op, head_dim,
+                      most_head_dim(stream.device()));
+  }
+}
+
+cuda::Heads heads_of(const AttentionShape& s, std::int64_t columns) {
+  return {s.batch, s.heads, s.q_seq, s.kv_seq, s.kv_stride, columns / s.heads};
+}
+
 /// Pairs of a query and a key that it sees, over all sequences, of one head.
 double visible_pairs(const AttentionShape& s) {
   const auto seen = static_cast<double>(s.kv_seq), queries = static_cast<double>(s.q_seq);
@@ -43,12 +59,16 @@ double visible_pairs(const AttentionShape& s) {
 
 }  // namespace
 
+std::int64_t most_head_dim(Device device) {
+  return device == Device::cuda ? cuda::kMostHeadDim : std::numeric_limits<std::int64_t>::max();
+}
+
 void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
                               ConstTensorView v, TensorView out, TensorView lse, TensorView workspace) {
   constexpr const char* kOp = "causal_attention_forward";
   const std::int64_t columns = q.columns();
   const std::int64_t rows = shape.batch * shape.q_seq;
-  check_device(kOp, stream);
+  check_device(kOp, stream, q, k, v, out, lse, workspace);
   check_shape(kOp, shape, columns);
   check_matrix(kOp, "q", q, q.dtype, rows, columns);
   check_keys(kOp, "k", shape, k, q.dtype, columns);
@@ -58,11 +78,19 @@ void causal_attention_forward(Stream& stream, const AttentionShape& shape, Const
     check_matrix(kOp, "lse", lse, q.dtype, rows, shape.heads);
     check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
   }
-  check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads));
+  check_width(kOp, stream, columns / shape.heads);
+  check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads, stream.device()));
   const ProfileScope scope(stream, kOp,
                            {4 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out)});
-  with_compute_type(kOp, q.dtype,
-                    [&](auto t) { cpu::causal_attention_forward<decltype(t)>(shape, q, k, v, out, lse, workspace); });
+  with_compute_type(kOp, q.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::causal_attention_forward<T>(shape, q, k, v, out, lse, workspace); },
+        [&](auto) {
+          cuda::causal_attention_forward<T>(stream, heads_of(shape, columns), q, k, v, out,
+                                            lse ? lse.as<T>() : nullptr);
+        });
+  });
 }
 
 void causal_attention_backward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
@@ -71,7 +99,7 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   constexpr const char* kOp = "causal_attention_backward";
   const std::int64_t columns = q.columns();
   const std::int64_t rows = shape.batch * shape.q_seq;
-  check_device(kOp, stream);
+  check_device(kOp, stream, q, k, v, out, lse, dout, dq, dk, dv, workspace);
   check_shape(kOp, shape, columns);
   check_matrix(kOp, "q", q, q.dtype, rows, columns);
   check_keys(kOp, "k", shape, k, q.dtype, columns);
@@ -83,16 +111,29 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   check_matrix(kOp, "dq", dq, q.dtype, rows, columns);
   check_keys(kOp, "dk", shape, dk, q.dtype, columns);
   check_keys(kOp, "dv", shape, dv, q.dtype, columns);
-  check_workspace(kOp, workspace, q.dtype, attention_workspace(backward_shape(shape), columns / shape.heads));
+  check_width(kOp, stream, columns / shape.heads);
+  if (stream.device() == Device::cuda && shape.q_seq != shape.kv_seq) {
+    throw DeviceError("{}: q_seq {} and kv_seq {} differ, for which there are kernels for the CPU only", kOp,
+                      shape.q_seq, shape.kv_seq);
+  }
+  check_workspace(kOp, workspace, q.dtype,
+                  attention_workspace(backward_shape(shape), columns / shape.heads, stream.device()));
   const ProfileScope scope(
       stream, kOp,
       {10 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out, dout, dq, dk, dv)});
   with_compute_type(kOp, q.dtype, [&](auto t) {
-    cpu::causal_attention_backward<decltype(t)>(shape, q, k, v, out, lse, dout, dq, dk, dv, workspace);
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::causal_attention_backward<T>(shape, q, k, v, out, lse, dout, dq, dk, dv, workspace); },
+        [&](auto) {
+          cuda::causal_attention_backward<T>(stream, heads_of(shape, columns), q, k, v, out, lse.as<T>(), dout, dq, dk,
+                                             dv, workspace.as<T>());
+        });
   });
 }
 
-std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim) {
+std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim, Device device) {
+  if (device == Device::cuda) return shape.batch * shape.q_seq * shape.heads;
   return omp_get_max_threads() * cpu::attention_workspace_per_thread(shape, head_dim);
 }
 

@@ -16,9 +16,13 @@ struct AttentionShape {
   std::int64_t kv_stride = 1;  // rows from one sequence's keys to the next one's (kv_seq, or a cache's capacity)
 };
 
+/// Widest head that the kernels of `device` take.
+std::int64_t most_head_dim(Device device);
+
 /// out = attention(q, k, v). q, out [batch * q_seq, heads * head_dim]; k, v rows as above, heads * head_dim columns;
 /// row strides allowed (q, k, v may be columns of one tensor). lse [batch * q_seq, heads] (contiguous; empty view in
 /// inference) saves the log-sum-exp of each row's scaled scores. f32 or f64; accumulates in the same.
+/// On a CUDA device a head is at most most_head_dim(Device::cuda) wide and backward has q_seq = kv_seq (DeviceError).
 /// workspace: at least attention_workspace(...) elements. Parallel over (sequence, head); bits do not depend on
 /// threads, and a row's bits depend neither on q_seq nor on the batch. Throws ShapeError, DTypeError.
 void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,
@@ -31,7 +35,8 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
                                TensorView dq, TensorView dk, TensorView dv, TensorView workspace);
 
 /// Elements of workspace for either direction (of forward alone when q_seq < kv_seq) on omp_get_max_threads() threads.
-/// A thread holds a block of 24 rows of scores and packed keys and values: O(kv_seq * (head_dim + 24)).
-std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim);
+/// A thread holds a block of 24 rows of scores and packed keys and values: O(kv_seq * (head_dim + 24)). On a CUDA
+/// device: one number a row and head.
+std::int64_t attention_workspace(const AttentionShape& shape, std::int64_t head_dim, Device device = Device::cpu);
 
 }  // namespace tforge::kernels

@@ -8,8 +8,26 @@
 namespace tforge::kernels {
 
 /// Throws DeviceError when this build has no kernels for the stream's device.
-inline void check_device(const char* op, const Stream& stream) {
-  if (stream.device() != Device::cpu) throw DeviceError("{}: this build has CPU kernels only", op);
+void check_built(const char* op, const Stream& stream);
+
+/// For ops without kernels for other devices: throws DeviceError unless the stream is the CPU's.
+inline void check_cpu(const char* op, const Stream& stream) {
+  if (stream.device() != Device::cpu) throw DeviceError("{}: has kernels for the CPU only", op);
+}
+
+/// Throws DeviceError when this build has no kernels for the stream's device, InternalError when an operand is not in
+/// its memory. Operands that are left out may be empty.
+template <class... Views>
+void check_device(const char* op, const Stream& stream, const Views&... operands) {
+  static_assert(sizeof...(operands) > 0, "an op without kernels for devices calls check_cpu");
+  check_built(op, stream);
+  const auto check = [&](const auto& v) {
+    if (v && v.device != stream.device()) {
+      throw InternalError("{}: an operand of shape {} is in {} memory, the stream is {}", op, v.shape.text(),
+                          name_of(v.device), name_of(stream.device()));
+    }
+  };
+  (check(operands), ...);
 }
 
 /// `v` is a matrix [rows, columns] of `dtype`, its rows in order and apart. A view without elements may be null.

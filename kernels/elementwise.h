@@ -24,6 +24,8 @@ void add_row(Stream& stream, ConstTensorView row, TensorView y);
 void column_sums(Stream& stream, ConstTensorView x, GradMode mode, TensorView y);
 /// y = alpha * x; y may be x
 void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y);
+/// sum {=, +=} x_0 + x_1 + ...: one number, of contiguous x. In order on the CPU, in a fixed order on a device.
+void sum_to(Stream& stream, ConstTensorView x, GradMode mode, TensorView sum);
 /// y = x in the dtype of y; one of them is f32, the other bf16. To bf16 it rounds to nearest, ties to even: what is too
 /// large becomes infinite, NaN stays NaN. To f32 it is exact.
 void convert(Stream& stream, ConstTensorView x, TensorView y);

@@ -4,6 +4,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -11,7 +13,7 @@ namespace tforge::kernels {
 void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTensorView a, ConstTensorView b,
           GradMode mode, TensorView c) {
   const char* op = "gemm";
-  check_device(op, stream);
+  check_device(op, stream, a, b, c);
   const std::int64_t m = c.rows();
   const std::int64_t n = c.columns();
   const std::int64_t k = a_op == Transpose::yes ? a.rows() : a.columns();
@@ -24,7 +26,17 @@ void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTen
     }
   }
   const ProfileScope scope(stream, op, {product_flops(m, n, k), bytes_of(a, b) + bytes_written(mode, c)});
-  with_compute_type(op, c.dtype, [&](auto t) { cpu::gemm<decltype(t)>(a_op, b_op, alpha, a, b, mode, c); });
+  with_compute_type(op, c.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::gemm<T>(a_op, b_op, alpha, a, b, mode, c); },
+        [&](auto) {
+          const auto op_of = [](Transpose t_) {
+            return t_ == Transpose::yes ? cuda::Op::transposed : cuda::Op::as_it_is;
+          };
+          cuda::gemm<T>(stream, op_of(a_op), op_of(b_op), alpha, a, b, mode, c);
+        });
+  });
 }
 
 void start_cpu_runtime(int threads) { cpu::start_runtime(threads); }

@@ -1,5 +1,5 @@
 #pragma once
-// Matrix product over OpenBLAS.
+// Matrix product over OpenBLAS, on CUDA devices over cuBLASLt.
 #include "core/device.h"
 #include "core/tensor.h"
 
@@ -9,7 +9,9 @@ enum class Transpose : std::uint8_t { no, yes };
 
 /// C {=, +=} alpha * op(A) op(B).   op(A) [M, K], op(B) [K, N], C [M, N]; f32 or f64, all alike; row strides allowed.
 /// The output is cut into blocks fixed by shape, each a single-threaded BLAS call inside an OpenMP loop: the result
-/// does not depend on the number of threads. K = 0 with overwrite gives zeros.
+/// does not depend on the number of threads. On a CUDA device cuBLASLt's first choice for the shape computes in the
+/// dtype of the operands, with the same bits in every call; it needs the stream's DeviceLibraries. K = 0 with overwrite
+/// gives zeros.
 /// Throws ShapeError, DTypeError. No workspace.
 void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTensorView a, ConstTensorView b,
           GradMode mode, TensorView c);

@@ -2,6 +2,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/layer_norm.h"
+#include "kernels/cuda/layer_norm.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -10,7 +12,7 @@ void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weigh
                         TensorView y, TensorView mean, TensorView rstd) {
   constexpr const char* kOp = "layer_norm_forward";
   const DType dtype = x.dtype;
-  check_device(kOp, stream);
+  check_device(kOp, stream, x, weight, bias, y, mean, rstd);
   check_matrix(kOp, "x", x, dtype, x.rows(), x.columns());
   check_matrix(kOp, "y", y, dtype, x.rows(), x.columns());
   if (static_cast<bool>(weight) != static_cast<bool>(bias)) {
@@ -23,8 +25,15 @@ void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weigh
   if (mean) check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
   if (rstd) check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
   const ProfileScope scope(stream, kOp, {8.0 * static_cast<double>(x.elements()), bytes_of(x, y)});
-  with_compute_type(kOp, dtype,
-                    [&](auto t) { cpu::layer_norm_forward<decltype(t)>(x, weight, bias, eps, y, mean, rstd); });
+  with_compute_type(kOp, dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::layer_norm_forward<T>(x, weight, bias, eps, y, mean, rstd); },
+        [&](auto) {
+          cuda::layer_norm_forward<T>(stream, x, weight ? weight.as<T>() : nullptr, bias ? bias.as<T>() : nullptr, eps,
+                                      y, mean, rstd);
+        });
+  });
 }
 
 void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView mean,
@@ -32,7 +41,7 @@ void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weig
                          GradMode parameter_mode, TensorView dweight, TensorView dbias) {
   constexpr const char* kOp = "layer_norm_backward";
   const DType dtype = x.dtype;
-  check_device(kOp, stream);
+  check_device(kOp, stream, x, weight, mean, rstd, dy, dx, dweight, dbias);
   check_matrix(kOp, "x", x, dtype, x.rows(), x.columns());
   if (mean) check_matrix(kOp, "mean", mean, dtype, x.rows(), 1);
   check_matrix(kOp, "rstd", rstd, dtype, x.rows(), 1);
@@ -51,8 +60,22 @@ void layer_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weig
   with_compute_type(kOp, dtype, [&](auto t) {
     using T = decltype(t);
     // First the parameters: dx may lie over dy.
-    if (dweight) cpu::layer_norm_parameter_gradients<T>(x, mean, rstd, dy, parameter_mode, dweight, dbias);
-    if (dx) cpu::layer_norm_input_gradient<T>(x, weight, mean, rstd, dy, dx_mode, dx);
+    on_device(
+        stream,
+        [&] {
+          if (dweight) cpu::layer_norm_parameter_gradients<T>(x, mean, rstd, dy, parameter_mode, dweight, dbias);
+          if (dx) cpu::layer_norm_input_gradient<T>(x, weight, mean, rstd, dy, dx_mode, dx);
+        },
+        [&](auto) {
+          if (dweight) {
+            cuda::layer_norm_parameter_gradients<T>(stream, x, mean, rstd, dy, parameter_mode, dweight.as<T>(),
+                                                    dbias.as<T>());
+          }
+          if (dx) {
+            const T* const w = weight ? weight.as<T>() : nullptr;
+            cuda::layer_norm_input_gradient<T>(stream, x, w, mean, rstd, dy, dx_mode, dx);
+          }
+        });
   });
 }
 

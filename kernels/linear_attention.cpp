@@ -41,7 +41,7 @@ void check_operands(const char* op, const Stream& stream, const LinearShape& s, 
                     const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
                     const ConstTensorView& out) {
   const std::int64_t columns = q.columns(), rows = s.batch * s.seq;
-  check_device(op, stream);
+  check_cpu(op, stream);
   check_shape(op, s, columns);
   check_map(op, s, map, q.dtype, columns / s.heads);
   check_matrix(op, "q", q, q.dtype, rows, columns);
@@ -66,7 +66,7 @@ std::int64_t feature_columns(std::int64_t count) { return cpu::padded(count); }
 void orthogonal_features(Stream& stream, std::uint64_t seed, std::string_view name, std::int64_t count,
                          TensorView table) {
   constexpr const char* kOp = "orthogonal_features";
-  check_device(kOp, stream);
+  check_cpu(kOp, stream);
   if (count < 1) throw ShapeError("{}: {} features, want at least 1", kOp, count);
   check_matrix(kOp, "table", table, table.dtype, table.rows(), feature_columns(count));
   with_compute_type(kOp, table.dtype, [&](auto t) { cpu::orthogonal_features<decltype(t)>(seed, name, count, table); });
@@ -74,7 +74,7 @@ void orthogonal_features(Stream& stream, std::uint64_t seed, std::string_view na
 
 void cosine_features(Stream& stream, TensorView table) {
   constexpr const char* kOp = "cosine_features";
-  check_device(kOp, stream);
+  check_cpu(kOp, stream);
   check_matrix(kOp, "table", table, table.dtype, table.rows(), 2);
   with_compute_type(kOp, table.dtype, [&](auto t) { cpu::cosine_features<decltype(t)>(table); });
 }

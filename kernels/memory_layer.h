@@ -13,10 +13,10 @@
 //
 // T rows, K tables, x [T, d_in], coordinates [bits, K] i32 in [0, d_in), codes [T, K] i32, weights [T, K],
 // tables [K 2^bits, d_out], y [T, d_out]. f32 or f64 (all alike); f32 accumulates in f32 in fixed order: an element of
-// y is one chain of multiply-adds over k. No bit depends on the threads or on the number of rows. Row strides are
-// allowed, also of codes and weights, so that tables [k0, k1) are used through column ranges of the three [*, K]
-// operands and a row range of the tables. Nothing is allocated. Throws ShapeError or DTypeError naming the function and
-// the operand.
+// y is one chain of multiply-adds over k. No bit depends on the threads or on the number of rows, on a CUDA device
+// either, whose exponentials and sums round otherwise than the CPU's. Row strides are allowed, also of codes and
+// weights, so that tables [k0, k1) are used through column ranges of the three [*, K] operands and a row range of the
+// tables. Nothing is allocated. Throws ShapeError or DTypeError naming the function and the operand.
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -63,11 +63,12 @@ struct MemoryBackward {
 ///   that was hit comes out as 0 it is set to the smallest normal number: a gradient that is 0 but for rounding would
 ///   else be 0 or not by chance, and what leaves rows without a hit alone (kernels/adamw.h) could not tell them.
 /// dweights[k, t] = sum over the layers, in order, of <dy[t, :], tables[k 2^bits + code_k[t], :]>    [K, T], transposed
-/// An empty dweights skips it. order: i32 of at least memory_lookup_workspace(T, bits), asked for with the number of
-/// threads that the kernel then runs with.
+/// An empty dweights skips it. order: i32 of at least memory_lookup_workspace(T, bits, K), asked for with the number of
+/// threads that the kernel then runs with, or for the device.
 void memory_lookup_backward(Stream& stream, std::int64_t bits, ConstTensorView codes, ConstTensorView weights,
                             std::span<const MemoryBackward> layers, TensorView dweights, TensorView order);
-std::int64_t memory_lookup_workspace(std::int64_t rows, std::int64_t bits);
+std::int64_t memory_lookup_workspace(std::int64_t rows, std::int64_t bits, std::int64_t tables,
+                                     Device device = Device::cpu);
 
 /// dx[t, c] {=, +=} sum over the coordinates c of the tables, in order of (k, i), of dweights[k, t] dw_k/dz_k[i].
 void memory_hash_backward(Stream& stream, const MemoryHash& hash, ConstTensorView x, ConstTensorView dweights,

@@ -2,6 +2,9 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/pattention.h"
+#include "kernels/cuda/pattention.h"
+#include "kernels/cuda/pattention_rows.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -12,11 +15,12 @@ class Checker {
  public:
   Checker(const char* op, const Stream& stream, PattentionNorm norm, DType dtype, std::int64_t rows,
           std::int64_t tokens)
-      : op_(op), norm_(norm), dtype_(dtype), rows_(rows), tokens_(tokens) {
-    check_device(op, stream);
+      : op_(op), stream_(stream), norm_(norm), dtype_(dtype), rows_(rows), tokens_(tokens) {
+    check_built(op, stream);
   }
 
   const Checker& matrix(const char* name, const ConstTensorView& v, std::int64_t rows, std::int64_t columns) const {
+    check_device(op_, stream_, v);
     check_matrix(op_, name, v, dtype_, rows, columns);
     return *this;
   }
@@ -38,10 +42,19 @@ class Checker {
     return column(name, v, norm_ != PattentionNorm::l2_norm_gelu);
   }
   const Checker& dot(const ConstTensorView& v) const { return column("dot", v, norm_ == PattentionNorm::l2_norm_gelu); }
-  void workspace(const ConstTensorView& v, std::int64_t elements) const { check_workspace(op_, v, dtype_, elements); }
+  const Checker& floored(const ConstTensorView& v) const {
+    check_device(op_, stream_, v);
+    if (v) check_vector(op_, "floored", v, DType::f64, 1);
+    return *this;
+  }
+  void workspace(const ConstTensorView& v, std::int64_t elements) const {
+    check_device(op_, stream_, v);
+    check_workspace(op_, v, dtype_, elements);
+  }
 
  private:
   const char* op_;
+  const Stream& stream_;
   PattentionNorm norm_;
   DType dtype_;
   std::int64_t rows_, tokens_;
@@ -53,10 +66,16 @@ void check_group(const char* op, std::size_t layers) {
   }
 }
 
+double* counter(const TensorView& floored) { return floored ? floored.as<double>() : nullptr; }
+void count(const TensorView& floored, std::int64_t rows) {
+  if (floored) *floored.as<double>() += static_cast<double>(rows);
+}
+
 }  // namespace
 
 std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
-                                          std::int64_t d_out) {
+                                          std::int64_t d_out, Device device) {
+  if (device == Device::cuda) return cuda::pattention_forward_workspace(rows, num_tokens);
   return cpu::pattention_forward_workspace(rows, num_tokens, d_in, d_out);
 }
 
@@ -68,16 +87,19 @@ void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorV
       .matrix("K", keys, keys.rows(), keys.columns())
       .scores("scores", scores)
       .stat(stat)
-      .workspace(workspace, pattention_forward_workspace(x.rows(), keys.rows(), keys.columns(), 0));
+      .workspace(workspace, pattention_forward_workspace(x.rows(), keys.rows(), keys.columns(), 0, stream.device()));
   const ProfileScope scope(stream, op, {product_flops(x.rows(), keys.rows(), x.columns()), bytes_of(x, keys, scores)});
   with_compute_type(op, x.dtype, [&](auto t) {
-    cpu::pattention_scores_forward<decltype(t)>(norm, x, keys, scores, stat, workspace);
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::pattention_scores_forward<T>(norm, x, keys, scores, stat, workspace); },
+        [&](auto) { cuda::pattention_scores_forward<T>(stream, norm, x, keys, scores, stat); });
   });
 }
 
-std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
-                                    ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
-                                    TensorView workspace) {
+void pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                            ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
+                            TensorView floored, TensorView workspace) {
   const char* op = "pattention_mix_forward";
   const std::int64_t rows = scores.rows();
   const std::int64_t tokens = values.rows();
@@ -87,15 +109,25 @@ std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double 
       .matrix("V", values, tokens, values.columns())
       .matrix("U", u, rows, values.columns())
       .weight("weight", weight)
-      .workspace(workspace, pattention_forward_workspace(rows, tokens, 0, values.columns()));
+      .floored(floored)
+      .workspace(workspace, pattention_forward_workspace(rows, tokens, 0, values.columns(), stream.device()));
   const ProfileScope scope(stream, op, {product_flops(rows, values.columns(), tokens), bytes_of(scores, values, u)});
-  return with_compute_type(op, scores.dtype, [&](auto t) {
-    return cpu::pattention_mix_forward<decltype(t)>(norm, scale, scores, stat, values, u, weight, workspace);
+  with_compute_type(op, scores.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream,
+        [&] {
+          count(floored, cpu::pattention_mix_forward<T>(norm, scale, scores, stat, values, u, weight, workspace));
+        },
+        [&](auto) {
+          cuda::pattention_mix_forward<T>(stream, norm, scale, scores, stat, values, u, weight, counter(floored),
+                                          workspace);
+        });
   });
 }
 
-std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
-                                std::span<const PattentionForward> layers, TensorView workspace) {
+void pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
+                        std::span<const PattentionForward> layers, TensorView floored, TensorView workspace) {
   const char* op = "pattention_forward";
   check_group(op, layers.size());
   const std::int64_t rows = x.rows();
@@ -103,7 +135,7 @@ std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, ConstTensor
   Work work;
   for (const PattentionForward& l : layers) {
     const std::int64_t tokens = l.keys.rows(), d_in = l.keys.columns(), d_out = l.values.columns();
-    scratch += pattention_forward_workspace(rows, tokens, d_in, d_out);
+    scratch += pattention_forward_workspace(rows, tokens, d_in, d_out, stream.device());
     Checker(op, stream, norm, x.dtype, rows, tokens)
         .matrix("X", x, rows, d_in)
         .matrix("K", l.keys, tokens, d_in)
@@ -112,17 +144,23 @@ std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, ConstTensor
         .stat(l.stat)
         .matrix("U", l.u, rows, d_out)
         .weight("weight", l.weight)
+        .floored(floored)
         .workspace(workspace, scratch);
     work.flops += product_flops(rows, tokens, d_in + d_out);
     work.bytes += bytes_of(x, l.keys, l.values, l.scores, l.u);
   }
   const ProfileScope scope(stream, op, work);
-  return with_compute_type(op, x.dtype,
-                           [&](auto t) { return cpu::pattention_forward<decltype(t)>(norm, x, layers, workspace); });
+  with_compute_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { count(floored, cpu::pattention_forward<T>(norm, x, layers, workspace)); },
+        [&](auto) { cuda::pattention_forward<T>(stream, norm, x, layers, counter(floored), workspace); });
+  });
 }
 
 std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
-                                           std::int64_t d_out) {
+                                           std::int64_t d_out, Device device) {
+  if (device == Device::cuda) return cuda::pattention_backward_workspace(rows, num_tokens);
   return cpu::pattention_backward_workspace(rows, num_tokens, d_in, d_out);
 }
 
@@ -142,13 +180,22 @@ void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, 
       .gradient("dV", dvalues, tokens, values.columns())
       .scores("dscores", dscores)
       .dot(dot)
-      .workspace(workspace, pattention_backward_workspace(rows, tokens, 0, values.columns()));
+      .workspace(workspace, pattention_backward_workspace(rows, tokens, 0, values.columns(), stream.device()));
   const ProfileScope scope(stream, op,
                            {product_flops(rows, tokens, values.columns() * (dvalues ? 2 : 1)),
                             bytes_of(scores, values, du, dscores) + bytes_written(dvalues_mode, dvalues)});
   with_compute_type(op, scores.dtype, [&](auto t) {
-    cpu::pattention_mix_backward<decltype(t)>(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues,
-                                              dscores, dot, workspace);
+    using T = decltype(t);
+    on_device(
+        stream,
+        [&] {
+          cpu::pattention_mix_backward<T>(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues,
+                                          dscores, dot, workspace);
+        },
+        [&](auto) {
+          cuda::pattention_mix_backward<T>(stream, norm, scale, scores, stat, values, du, dweight, dvalues_mode,
+                                           dvalues, dscores, dot, workspace);
+        });
   });
 }
 
@@ -168,15 +215,24 @@ void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scal
       .scores("dscores", dscores)
       .gradient("dX", dx, rows, keys.columns())
       .gradient("dK", dkeys, tokens, keys.columns())
-      .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), 0));
+      .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), 0, stream.device()));
   const std::int64_t products = (dx ? 1 : 0) + (dkeys ? 1 : 0);
   const ProfileScope scope(
       stream, op,
       {product_flops(rows, tokens, keys.columns() * products),
        bytes_of(scores, x, keys, dscores) + bytes_written(dx_mode, dx) + bytes_written(dkeys_mode, dkeys)});
   with_compute_type(op, x.dtype, [&](auto t) {
-    cpu::pattention_scores_backward<decltype(t)>(norm, scale, scores, stat, dot, x, keys, dscores, dx_mode, dx,
-                                                 dkeys_mode, dkeys, workspace);
+    using T = decltype(t);
+    on_device(
+        stream,
+        [&] {
+          cpu::pattention_scores_backward<T>(norm, scale, scores, stat, dot, x, keys, dscores, dx_mode, dx, dkeys_mode,
+                                             dkeys, workspace);
+        },
+        [&](auto) {
+          cuda::pattention_scores_backward<T>(stream, norm, scale, scores, stat, dot, x, keys, dscores, dx_mode, dx,
+                                              dkeys_mode, dkeys);
+        });
   });
 }
 
@@ -190,7 +246,7 @@ void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
   Work work{0, bytes_written(dx_mode, dx)};
   for (const PattentionBackward& l : layers) {
     const std::int64_t tokens = l.keys.rows(), d_in = l.keys.columns(), d_out = l.values.columns();
-    scratch += pattention_backward_workspace(rows, tokens, d_in, d_out);
+    scratch += pattention_backward_workspace(rows, tokens, d_in, d_out, stream.device());
     Checker(op, stream, norm, x.dtype, rows, tokens)
         .scores("scores", l.scores)
         .stat(l.stat)
@@ -208,19 +264,28 @@ void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
                   bytes_written(l.dvalues_mode, l.dvalues);
   }
   const ProfileScope scope(stream, op, work);
-  with_compute_type(op, x.dtype,
-                    [&](auto t) { cpu::pattention_backward<decltype(t)>(norm, x, layers, dx_mode, dx, workspace); });
+  with_compute_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::pattention_backward<T>(norm, x, layers, dx_mode, dx, workspace); },
+        [&](auto) { cuda::pattention_backward<T>(stream, norm, x, layers, dx_mode, dx, workspace); });
+  });
 }
 
-std::int64_t row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
-                                   ConstTensorView weight, TensorView y) {
+void row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u, ConstTensorView weight,
+                           TensorView y, TensorView floored) {
   const char* op = "row_normalize_forward";
   Checker(op, stream, norm, u.dtype, u.rows(), 0)
       .matrix("U", u, u.rows(), u.columns())
       .weight("weight", weight)
-      .matrix("Y", y, u.rows(), u.columns());
-  return with_compute_type(op, u.dtype,
-                           [&](auto t) { return cpu::row_normalize_forward<decltype(t)>(norm, scale, u, weight, y); });
+      .matrix("Y", y, u.rows(), u.columns())
+      .floored(floored);
+  with_compute_type(op, u.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { count(floored, cpu::row_normalize_forward<T>(norm, scale, u, weight, y)); },
+        [&](auto) { cuda::row_normalize_forward<T>(stream, norm, scale, u, weight, y, counter(floored)); });
+  });
 }
 
 void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
@@ -232,8 +297,12 @@ void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, C
       .matrix("dY", dy, u.rows(), u.columns())
       .matrix("dU", du, u.rows(), u.columns())
       .weight("dweight", dweight);
-  with_compute_type(op, u.dtype,
-                    [&](auto t) { cpu::row_normalize_backward<decltype(t)>(norm, scale, u, weight, dy, du, dweight); });
+  with_compute_type(op, u.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::row_normalize_backward<T>(norm, scale, u, weight, dy, du, dweight); },
+        [&](auto) { cuda::row_normalize_backward<T>(stream, norm, scale, u, weight, dy, du, dweight); });
+  });
 }
 
 }  // namespace tforge::kernels

@@ -20,9 +20,13 @@
 // sum of chains of fused multiply-adds of fixed length, from token 0 (or row, or column 0) on, so that its bits depend
 // neither on the sizes around it nor on the threads, and appended tokens whose P is 0 leave every bit of U.
 // Views may have row strides; `stat`, `weight`, `dot` and `dweight` are columns: shape [T, 1], any row stride.
-// Workspace: a tensor of at least X_workspace(...) elements of the operands' dtype, asked for with the number of
-// threads (OpenMP) that the kernel then runs with. Nothing is allocated. Throws ShapeError or DTypeError naming the
-// function and the operands.
+// On a CUDA device the products are cuBLASLt's: the same bits in every call of one shape, but those of U may change
+// with n; `stat`, P and what else is made of rows keep theirs when tokens with P = 0 are appended. Workspace: a tensor
+// of at least X_workspace(...) elements of the operands' dtype, asked for with the number of threads (OpenMP) that the
+// kernel then runs with, or for the device. Nothing is allocated. Throws ShapeError or DTypeError naming the function
+// and the operands.
+//
+// `floored`, [1] f64 or empty, is a counter: rows below the norm floor are added to it.
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -37,11 +41,11 @@ namespace tforge::kernels {
 void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorView x, ConstTensorView keys,
                                TensorView scores, TensorView stat, TensorView workspace);
 
-/// Second half: U = P V and weight (empty for l2_norm_gelu), from scores and the reduced stat.
-/// Returns the number of rows below the norm floor (0 for the other norms).
-std::int64_t pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
-                                    ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
-                                    TensorView workspace);
+/// Second half: U = P V and weight (empty for l2_norm_gelu), from scores and the reduced stat. Only l2_norm_gelu counts
+/// floored rows here.
+void pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                            ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
+                            TensorView floored, TensorView workspace);
 
 /// One layer of a group that reads the same X: q, k and v share the passes over it, the threads' meeting points and
 /// the packed X of the weight gradients. Views as for the halves above.
@@ -53,12 +57,12 @@ struct PattentionForward {
 inline constexpr std::size_t kMaxPattentionGroup = 3;
 
 /// Both halves for each layer, block by block while a block's scores are in cache: the same bits as the two calls
-/// without a reduction between them. Workspace: the sum over the layers. Returns the floored rows of all layers.
-std::int64_t pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
-                                std::span<const PattentionForward> layers, TensorView workspace);
+/// without a reduction between them. Workspace: the sum over the layers. Counts the floored rows of all layers.
+void pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
+                        std::span<const PattentionForward> layers, TensorView floored, TensorView workspace);
 /// Of one layer, whole or halved.
 std::int64_t pattention_forward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
-                                          std::int64_t d_out);
+                                          std::int64_t d_out, Device device = Device::cpu);
 
 /// Backward of the mix: given dU and dweight (empty for l2_norm_gelu),
 ///   dV {=, +=} P^T dU
@@ -93,12 +97,12 @@ void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
                          TensorView workspace);
 /// Of one layer, whole or halved.
 std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens, std::int64_t d_in,
-                                           std::int64_t d_out);
+                                           std::int64_t d_out, Device device = Device::cpu);
 
 /// Y = U * scale / sqrt(weight) (gelu_l2_norm) or U * scale / weight (softmax), row by row. gelu_l2_norm rows with
-/// sqrt(weight) < kNormFloor give Y = 0; their number is returned. y may be u.
-std::int64_t row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
-                                   ConstTensorView weight, TensorView y);
+/// sqrt(weight) < kNormFloor give Y = 0 and are counted. y may be u.
+void row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u, ConstTensorView weight,
+                           TensorView y, TensorView floored);
 /// du = dy * s,  dweight = <dy, U> * ds/dweight, with s the row's factor; floored rows give 0. du may be dy.
 void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
                             ConstTensorView weight, ConstTensorView dy, TensorView du, TensorView dweight);

@@ -7,7 +7,7 @@ namespace tforge::kernels {
 
 void fill_normal(Stream& stream, std::uint64_t seed, std::string_view name, std::int64_t first_row, double deviation,
                  GradMode mode, TensorView y) {
-  check_device("fill_normal", stream);
+  check_cpu("fill_normal", stream);
   with_compute_type("fill_normal", y.dtype,
                     [&](auto t) { cpu::fill_normal<decltype(t)>(seed, name, first_row, deviation, mode, y); });
 }

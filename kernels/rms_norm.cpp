@@ -2,6 +2,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/rms_norm.h"
+#include "kernels/cuda/rms_norm.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -9,19 +11,24 @@ namespace tforge::kernels {
 void rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
                       TensorView rrms) {
   constexpr const char* kOp = "rms_norm_forward";
-  check_device(kOp, stream);
+  check_device(kOp, stream, x, weight, y, rrms);
   check_matrix(kOp, "x", x, x.dtype, x.rows(), x.columns());
   check_matrix(kOp, "y", y, x.dtype, x.rows(), x.columns());
   check_vector(kOp, "weight", weight, x.dtype, x.columns());
   if (rrms) check_matrix(kOp, "rrms", rrms, x.dtype, x.rows(), 1);
   const ProfileScope scope(stream, kOp, {4.0 * static_cast<double>(x.elements()), bytes_of(x, y)});
-  with_compute_type(kOp, x.dtype, [&](auto t) { cpu::rms_norm_forward<decltype(t)>(x, weight, eps, y, rrms); });
+  with_compute_type(kOp, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::rms_norm_forward<T>(x, weight, eps, y, rrms); },
+        [&](auto) { cuda::rms_norm_forward<T>(stream, x, weight.as<T>(), eps, y, rrms); });
+  });
 }
 
 void rms_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView rrms,
                        ConstTensorView dy, GradMode dx_mode, TensorView dx, GradMode dweight_mode, TensorView dweight) {
   constexpr const char* kOp = "rms_norm_backward";
-  check_device(kOp, stream);
+  check_device(kOp, stream, x, weight, rrms, dy, dx, dweight);
   check_matrix(kOp, "x", x, x.dtype, x.rows(), x.columns());
   check_matrix(kOp, "dy", dy, x.dtype, x.rows(), x.columns());
   check_matrix(kOp, "rrms", rrms, x.dtype, x.rows(), 1);
@@ -31,9 +38,18 @@ void rms_norm_backward(Stream& stream, ConstTensorView x, ConstTensorView weight
   const ProfileScope scope(
       stream, kOp, {12.0 * static_cast<double>(x.elements()), 2 * bytes_of(x, dy) + bytes_written(dx_mode, dx)});
   with_compute_type(kOp, x.dtype, [&](auto t) {
+    using T = decltype(t);
     // The weight's gradient first: dx may be dy.
-    if (dweight) cpu::rms_norm_weight_gradient<decltype(t)>(x, rrms, dy, dweight_mode, dweight);
-    if (dx) cpu::rms_norm_input_gradient<decltype(t)>(x, weight, rrms, dy, dx_mode, dx);
+    on_device(
+        stream,
+        [&] {
+          if (dweight) cpu::rms_norm_weight_gradient<T>(x, rrms, dy, dweight_mode, dweight);
+          if (dx) cpu::rms_norm_input_gradient<T>(x, weight, rrms, dy, dx_mode, dx);
+        },
+        [&](auto) {
+          if (dweight) cuda::rms_norm_weight_gradient<T>(stream, x, rrms, dy, dweight_mode, dweight.as<T>());
+          if (dx) cuda::rms_norm_input_gradient<T>(stream, x, weight.as<T>(), rrms, dy, dx_mode, dx);
+        });
   });
 }
 

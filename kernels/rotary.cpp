@@ -4,22 +4,29 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/rotary.h"
+#include "kernels/cuda/rotary.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
 
 void rotary_tables(Stream& stream, double base, TensorView cosine, TensorView sine) {
   constexpr const char* kOp = "rotary_tables";
-  check_device(kOp, stream);
+  check_device(kOp, stream, cosine, sine);
   check_matrix(kOp, "cosine", cosine, cosine.dtype, cosine.rows(), cosine.columns());
   check_matrix(kOp, "sine", sine, cosine.dtype, cosine.rows(), cosine.columns());
-  with_compute_type(kOp, cosine.dtype, [&](auto t) { cpu::rotary_tables<decltype(t)>(base, cosine, sine); });
+  with_compute_type(kOp, cosine.dtype, [&](auto t) {
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::rotary_tables<T>(base, cosine, sine); },
+        [&](auto) { cuda::rotary_tables<T>(stream, base, cosine, sine); });
+  });
 }
 
 void rotary_apply(Stream& stream, RotaryDirection direction, ConstTensorView cosine, ConstTensorView sine,
                   std::int64_t heads, std::int64_t seq, std::int64_t first_position, TensorView x) {
   constexpr const char* kOp = "rotary_apply";
-  check_device(kOp, stream);
+  check_device(kOp, stream, cosine, sine, x);
   check_matrix(kOp, "x", x, x.dtype, x.rows(), x.columns());
   check_matrix(kOp, "cosine", cosine, x.dtype, cosine.rows(), cosine.columns());
   check_matrix(kOp, "sine", sine, x.dtype, cosine.rows(), cosine.columns());
@@ -39,7 +46,13 @@ void rotary_apply(Stream& stream, RotaryDirection direction, ConstTensorView cos
   const double rotated = static_cast<double>(x.rows() * heads * 2 * cosine.columns());
   const ProfileScope scope(stream, kOp, {3 * rotated, 2 * rotated * static_cast<double>(size_of(x.dtype))});
   with_compute_type(kOp, x.dtype, [&](auto t) {
-    cpu::rotary_apply<decltype(t)>(direction, cosine, sine, heads, seq, first_position, x);
+    using T = decltype(t);
+    on_device(
+        stream, [&] { cpu::rotary_apply<T>(direction, cosine, sine, heads, seq, first_position, x); },
+        [&](auto) {
+          const T sign = direction == RotaryDirection::forward ? T(1) : T(-1);
+          cuda::rotary_apply<T>(stream, sign, cosine, sine, heads, seq, first_position, x);
+        });
   });
 }
 

@@ -37,7 +37,7 @@ void slots_forward(Stream& stream, const SlotShape& shape, ConstTensorView proje
                    TensorView y) {
   constexpr const char* kOp = "slots_forward";
   const std::int64_t columns = x.columns();
-  check_device(kOp, stream);
+  check_cpu(kOp, stream);
   check_shape(kOp, shape, columns);
   check_matrix(kOp, "projection", projection, x.dtype, shape.heads * shape.slots, shape.block);
   check_rows(kOp, "x", x, x.dtype, columns, shape, shape.x_stride, shape.block);
@@ -50,7 +50,7 @@ void slots_backward(Stream& stream, const SlotShape& shape, ConstTensorView proj
                     ConstTensorView dy, TensorView dx, GradMode mode, TensorView dprojection) {
   constexpr const char* kOp = "slots_backward";
   const std::int64_t columns = x.columns(), e_rows = shape.heads * shape.slots;
-  check_device(kOp, stream);
+  check_cpu(kOp, stream);
   check_shape(kOp, shape, columns);
   check_matrix(kOp, "projection", projection, x.dtype, e_rows, shape.block);
   check_rows(kOp, "x", x, x.dtype, columns, shape, shape.x_stride, shape.block);

@@ -66,8 +66,8 @@ class SoftmaxAttention final : public Attention {
                       memory.values.view().row_range(at, n));
     }
     const kernels::AttentionShape shape{batch, place_.heads, n, first + n, capacity};
-    Tensor workspace =
-        tape.empty(Shape{kernels::attention_workspace(shape, place_.head_dim)}, place_.dtype, Purpose::workspace);
+    Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, place_.head_dim, stream.device())},
+                                  place_.dtype, Purpose::workspace);
     Tensor out = tape.empty(Shape{batch * n, place_.columns()}, place_.dtype);
     kernels::causal_attention_forward(stream, shape, part(qkv, 0), std::as_const(memory.keys).view(),
                                       std::as_const(memory.values).view(), out.view(), {}, workspace.view());

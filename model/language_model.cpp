@@ -48,17 +48,22 @@ LanguageModel::LanguageModel(const ModelPlace& place)
 
 void LanguageModel::initialise(std::uint64_t seed) {
   Stream stream;
+  Allocator host;
   for (Parameter& p : parameters_.all()) {
     const std::string& path = p.path();
     Birth b;
     if (path == "final_norm.weight") b = {1.0, 0.0};
     else if (is_attention_slots(path)) b = {0.0, attention_slots_deviation(config_)};
     else if (path != "final_norm.bias") b = birth(path);
+    // On the host, so that the values have the same bits on every device.
+    Tensor value = p.value();
+    if (value.device() != Device::cpu) value = Tensor::empty(host, value.shape(), value.dtype(), Purpose::staging);
     if (b.deviation == 0) {
-      kernels::fill(stream, p.value().view(), b.constant);
+      kernels::fill(stream, value.view(), b.constant);
     } else {
-      kernels::fill_normal(stream, seed, path, p.first_row, b.deviation, GradMode::overwrite, p.value().view());
+      kernels::fill_normal(stream, seed, path, p.first_row, b.deviation, GradMode::overwrite, value.view());
     }
+    if (p.value().device() != Device::cpu) p.value().assign(value);
   }
 }
 

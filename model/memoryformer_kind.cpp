@@ -193,7 +193,8 @@ class MemoryFormerKind final : public ModelKind {
   static std::int64_t order_bytes(const ModelConfig& config, std::int64_t rows) {
     std::int64_t most = 0;
     for (const MemoryGroup group : kMemoryGroups) {
-      most = std::max(most, kernels::memory_lookup_workspace(rows, memory_shape(config, group).bits));
+      const MemoryShape shape = memory_shape(config, group);
+      most = std::max(most, kernels::memory_lookup_workspace(rows, shape.bits, shape.tables));
     }
     return most * 4;
   }

@@ -7,8 +7,11 @@
 
 namespace tforge::checks {
 
+void on_host(const char* verb, const ConstTensorView& x) {
+  if (x.device != Device::cpu) throw DeviceError("{}: MPI communicates from the memory of the CPU alone", verb);
+}
+
 void sendable(const char* verb, const ConstTensorView& x) {
-  if (x.device != Device::cpu) throw DeviceError("{}: communicates from the memory of the CPU alone", verb);
   if (!x.contiguous()) {
     throw ShapeError("{}: a view of shape {} with rows {} elements apart is not contiguous", verb, x.shape.text(),
                      x.row_stride);

@@ -7,7 +7,9 @@
 
 namespace tforge::checks {
 
-/// `x` is contiguous and in the memory of the CPU. Throws ShapeError or DeviceError naming `verb`.
+/// `x` is in the memory of the CPU. Throws DeviceError naming `verb`.
+void on_host(const char* verb, const ConstTensorView& x);
+/// `x` is contiguous. Throws ShapeError naming `verb`.
 void sendable(const char* verb, const ConstTensorView& x);
 /// `dtype` can be summed. Throws DTypeError naming `verb`.
 void floating(const char* verb, DType dtype);

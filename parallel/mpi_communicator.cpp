@@ -92,6 +92,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void broadcast(Stream&, TensorView x, int root) override {
+    checks::on_host("broadcast", x);
     checks::sendable("broadcast", x);
     checks::root("broadcast", root, size_);
     const Call call(*this, "broadcast", bytes_of(x));
@@ -99,6 +100,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_reduce(Stream&, TensorView x, ReduceOp op) override {
+    checks::on_host("all_reduce", x);
     checks::sendable("all_reduce", x);
     if (x.dtype != DType::i32) checks::floating("all_reduce", x.dtype);
     const Call call(*this, "all_reduce", bytes_of(x));
@@ -109,6 +111,8 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_gather(Stream&, ConstTensorView send, TensorView receive, std::span<const std::int64_t> counts) override {
+    checks::on_host("all_gather", send);
+    checks::on_host("all_gather", receive);
     checks::blocks("all_gather", send, receive, counts, rank_, size_);
     const Call call(*this, "all_gather", bytes_of(send));
     const std::int64_t own_offset = std::accumulate(counts.begin(), counts.begin() + rank_, std::int64_t{0});
@@ -130,6 +134,8 @@ class MpiCommunicator final : public Communicator {
 
   void reduce_scatter(Stream&, ConstTensorView send, TensorView receive,
                       std::span<const std::int64_t> counts) override {
+    checks::on_host("reduce_scatter", send);
+    checks::on_host("reduce_scatter", receive);
     checks::blocks("reduce_scatter", receive, send, counts, rank_, size_);
     checks::floating("reduce_scatter", send.dtype);
     const Call call(*this, "reduce_scatter", bytes_of(send));
@@ -159,6 +165,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void start_reduce(Stream&, TensorView x, int root) override {
+    checks::on_host("start_reduce", x);
     checks::sendable("start_reduce", x);
     checks::floating("start_reduce", x.dtype);
     if (root != kEveryRank) checks::root("start_reduce", root, size_);

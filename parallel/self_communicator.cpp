@@ -1,17 +1,19 @@
 // A communicator of one rank: nothing is sent, arguments are checked as if it were.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
+#include "core/copy.h"
 #include "parallel/checks.h"
 #include "parallel/communicator.h"
 
 namespace tforge {
 namespace {
 
-void copy(ConstTensorView from, TensorView to) {
-  if (from.data == to.data || from.elements() == 0) return;
-  std::memcpy(to.data, from.data, static_cast<std::size_t>(from.elements()) * size_of(from.dtype));
+void copy_unless_there(const Stream& stream, ConstTensorView from, TensorView to) {
+  if (from.data == to.data) return;
+  to.shape = from.shape;
+  to.row_stride = from.row_stride;
+  copy(stream, from, to);
 }
 
 class SelfCommunicator final : public Communicator {
@@ -25,15 +27,16 @@ class SelfCommunicator final : public Communicator {
     checks::root("broadcast", root, 1);
   }
   void all_reduce(Stream&, TensorView x, ReduceOp) override { checks::sendable("all_reduce", x); }
-  void all_gather(Stream&, ConstTensorView send, TensorView receive, std::span<const std::int64_t> counts) override {
+  void all_gather(Stream& stream, ConstTensorView send, TensorView receive,
+                  std::span<const std::int64_t> counts) override {
     checks::blocks("all_gather", send, receive, counts, 0, 1);
-    copy(send, receive);
+    copy_unless_there(stream, send, receive);
   }
-  void reduce_scatter(Stream&, ConstTensorView send, TensorView receive,
+  void reduce_scatter(Stream& stream, ConstTensorView send, TensorView receive,
                       std::span<const std::int64_t> counts) override {
     checks::blocks("reduce_scatter", receive, send, counts, 0, 1);
     checks::floating("reduce_scatter", send.dtype);
-    copy(send, receive);
+    copy_unless_there(stream, send, receive);
   }
   void start_reduce(Stream&, TensorView x, int root) override {
     checks::sendable("start_reduce", x);

@@ -10,7 +10,7 @@ import pathlib
 import re
 import sys
 
-# Third-party headers that stay behind one layer, whatever its CMakeLists says.
+# Third-party headers that stay behind one layer, or one folder of it, whatever its CMakeLists says.
 FENCES = [
     (r"mpi\.h|nccl\.h", {"parallel"}),
     (r"hdf5\.h|hdf5_hl\.h|H5\w+\.h", {"storage"}),
@@ -18,10 +18,11 @@ FENCES = [
     (r"toml\+\+/.*|toml\.hpp", {"train"}),
     (r"sentencepiece\w*\.h", {"data"}),
     (r"boost/.*", {"jobs"}),
-    (r"cuda_runtime\.h|cuda\.h|cublas\w*\.h", {"core", "kernels", "parallel"}),
+    (r"cuda\w*\.h", {"core/cuda", "kernels/cuda"}),
+    (r"cublas\w*\.h", {"kernels/cuda"}),
     (r"gtest/.*|gmock/.*|benchmark/.*", set()),  # tests and benchmarks only
 ]
-KEYWORDS = ("DEPS", "USES", "LIBS", "USES_LIBS")
+KEYWORDS = ("DEPS", "USES", "LIBS", "USES_LIBS", "CUDA_LIBS")
 
 
 def declared_layers(root):
@@ -71,7 +72,8 @@ def check(root):
                 elif head in ("tests", "bench"):
                     why = "no layer may include tests or benchmarks"
                 for pattern, homes in FENCES:
-                    if re.fullmatch(pattern, name) and top not in homes:
+                    where = path.relative_to(root).as_posix()
+                    if re.fullmatch(pattern, name) and not any(where.startswith(home + "/") for home in homes):
                         why = f"{name} belongs to {', '.join(sorted(homes)) or 'tests and bench'}"
                 if why:
                     faults.append(f"{path.relative_to(root)}:{number}: {why}")

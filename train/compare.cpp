@@ -5,6 +5,8 @@
 
 #include "checkpoint/published_file.h"
 #include "core/allocator.h"
+#include "core/copy.h"
+#include "core/device_queue.h"
 #include "model/models.h"
 #include "train/config.h"
 
@@ -15,7 +17,9 @@ namespace {
 /// Gathers max |difference| and max |reference| of each tensor, to be reduced over the ranks in one call.
 class Differences {
  public:
-  void add(const std::string& name, std::span<const double> reference, const Tensor& ours) {
+  explicit Differences(Allocator& host) : host_(host) {}
+  void add(const std::string& name, std::span<const double> reference, const Tensor& tensor) {
+    const Tensor ours = tensor.device() == Device::cpu ? tensor : tensor.clone(host_);
     double difference = 0, largest = 0;
     with_compute_type("compare", ours.dtype(), [&](auto zero) {
       const auto values = ours.span<decltype(zero)>();
@@ -43,6 +47,7 @@ class Differences {
   }
 
  private:
+  Allocator& host_;
   std::vector<std::string> names_;
   std::vector<double> numbers_;
 };
@@ -81,22 +86,24 @@ ModelConfig config_of(const PublishedFile& file) {
 
 }  // namespace
 
-std::vector<TensorError> compare_with_published(const std::string& path, DType dtype, Mesh& mesh) {
+std::vector<TensorError> compare_with_published(const std::string& path, DType dtype, Mesh& mesh, Workplace& place) {
   const PublishedFile file(path);
   const ModelConfig config = config_of(file);
-  Allocator allocator;
-  Stream stream;
+  Allocator& allocator = place.memory();
+  Stream& stream = place.stream();
   const std::unique_ptr<LanguageModel> made =
       make_model(allocator, stream, config, dtype, *mesh.tp_comm, ShardPlan::even(config, mesh.tp));
   LanguageModel& model = *made;
   for (Parameter& p : model.parameters().all()) {
     const std::vector<double> values = file.tensor("weights/" + file.name_of(p.path()), p.spec.shape.elements());
-    Tensor value = p.value();
+    Tensor value = Tensor::empty(place.host_memory(), p.value().shape(), dtype, Purpose::staging);
     with_compute_type("compare", dtype, [&](auto zero) {
       using T = decltype(zero);
       const auto mine = part(values, p.first_row * p.columns(), value.elements());
       std::ranges::transform(mine, value.span<T>().begin(), [](double x) { return static_cast<T>(x); });
     });
+    p.value().assign(value);
+    wait(stream);  // pinned memory must stay until it has been copied
   }
 
   const ShardBorders sequences = ShardBorders::even(file.batch, mesh.dp, "the file's sequences");
@@ -108,7 +115,7 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
   const Tensor labels =
       Tensor::of(allocator, shape, part(all_labels, first * file.seq, count * file.seq), Purpose::activations);
 
-  Differences differences;
+  Differences differences(place.host_memory());
   {
     Tape tape(allocator, stream, TapeMode::inference);
     std::vector<Tensor> blocks;
@@ -128,7 +135,7 @@ std::vector<TensorError> compare_with_published(const std::string& path, DType d
   tape.backward(loss.loss);
   model.parameters().finish_gradients();
   mesh.dp_comm->all_reduce(stream, model.parameters().gradients().view(), ReduceOp::sum);
-  double mean = loss.nll_sum * weight;
+  double mean = number_of(stream, loss.nll_sum) * weight;
   mesh.dp_comm->all_reduce(stream, TensorView{&mean, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
   const std::vector<double> their_loss = {file.loss};
   const std::vector<double> our_loss = {mean};

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/printable.h"
+#include "kernels/attention.h"
 #include "model/attention.h"
 #include "model/models.h"
 #include "parallel/communicator.h"
@@ -297,7 +298,8 @@ std::vector<Field> make_fields() {
                       "fails at once with another number of ranks; 0: only asks the launcher"));
   f.push_back(choice("run.deterministic", MEMBER(run.deterministic), {"same_layout", "layout_independent"},
                      "what gives the same bits: the same parallel.dp and parallel.tp; or any, at a price"));
-  f.push_back(choice("run.device", MEMBER(run.device), {"cpu"}, "where the model computes"));
+  f.push_back(choice("run.device", MEMBER(run.device), {"cpu", "cuda"},
+                     "where the model computes: the processor, or an NVIDIA device (1 rank)"));
   f.push_back(number_field("run.grace_s", FieldType::duration, MEMBER(run.grace_s), positive(),
                            "time from SIGTERM to SIGKILL (SLURM: KillWait), in which the run stops"));
   f.push_back(integer("run.max_restarts", MEMBER(run.max_restarts), at_least(0),
@@ -356,6 +358,12 @@ namespace {
 /// What run.deterministic = "layout_independent" asks of the other keys.
 void validate_virtual_shards(const RunConfig& config) {
   const ParallelConfig& parallel = config.parallel;
+  if (config.run.device != Device::cpu) {
+    throw ConfigError(
+        "run.device = \"{}\": with run.deterministic = \"layout_independent\" it is \"cpu\"; on a device the same "
+        "layout gives the same bits",
+        name_of(config.run.device));
+  }
   if (parallel.reduction != Reduction::blocking) {
     throw ConfigError(
         "parallel.reduction = \"{}\" adds in the order of the ranks; with run.deterministic = \"layout_independent\" "
@@ -384,6 +392,22 @@ void validate_virtual_shards(const RunConfig& config) {
       throw ConfigError("{} = {} cannot be cut into parallel.virtual_tp = {} shards", axis.key, axis.extent,
                         parallel.virtual_tp);
     }
+  }
+}
+
+/// What there are kernels for on other devices than the processor.
+void validate_device(const RunConfig& config) {
+  if (config.run.device == Device::cpu) return;
+  const std::string_view device = name_of(config.run.device);
+  if (config.model.attention.kind != AttentionKind::softmax) {
+    throw ConfigError(
+        "run.device = \"{}\": there model.attention.kind is \"softmax\", not \"{}\", which the processor computes",
+        device, name_of(config.model.attention.kind));
+  }
+  if (const std::int64_t most = kernels::most_head_dim(config.run.device); config.model.head_dim() > most) {
+    throw ConfigError(
+        "run.device = \"{}\": a head of model.dim = {} and model.heads = {} is {} wide, at most {} are possible there",
+        device, config.model.dim, config.model.heads, config.model.head_dim(), most);
   }
 }
 
@@ -424,6 +448,7 @@ void validate(const RunConfig& config) {
   if (config.parallel.dp == 0 && config.parallel.tp == 0) {
     throw ConfigError("parallel.dp = 0 and parallel.tp = 0: one of them can be derived, so give the other");
   }
+  validate_device(config);
   if (config.run.deterministic == Determinism::layout_independent) validate_virtual_shards(config);
 }
 

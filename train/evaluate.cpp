@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <span>
+#include <utility>
 #include <vector>
 
+#include "core/copy.h"
 #include "core/errors.h"
+#include "kernels/elementwise.h"
 
 namespace tforge {
 
@@ -77,28 +81,33 @@ EvalResult evaluate(LanguageModel& model, const TokenSplit& split, const EvalOpt
   const std::size_t fewest = by_batch ? sums.size() / ranks : (plan.windows.size() / ranks + batch - 1) / batch;
   const std::size_t polls = std::max<std::size_t>(fewest, 1) - 1;
   Tape tape(allocator, stream, TapeMode::inference);
-  std::vector<std::int32_t> buffer(static_cast<std::size_t>(context) + 1);
+  Tensor batch_sums = Tensor::zeros(allocator, Shape{std::ssize(sums)}, DType::f64, Purpose::workspace);
+  std::vector<std::int32_t> buffer(static_cast<std::size_t>(context) + 1), tokens, targets;
   for (std::size_t first = 0; first < mine.size(); first += batch) {
     const std::size_t number = first / batch;
     if (options.poll && number >= 1 && number <= polls) options.poll();
     const std::size_t count = std::min(mine.size() - first, batch);
     const std::int64_t seq = mine[first].inputs;  // the longest
     const Shape shape{static_cast<std::int64_t>(count) * seq};
-    Tensor tokens = Tensor::zeros(allocator, shape, DType::i32, Purpose::activations);
-    Tensor targets = Tensor::empty(allocator, shape, DType::i32, Purpose::activations);
-    std::ranges::fill(targets.span<std::int32_t>(), -1);
+    tokens.assign(count * static_cast<std::size_t>(seq), 0);
+    targets.assign(tokens.size(), -1);
     for (std::size_t w = 0; w < count; ++w) {
       const Window& window = mine[first + w];
       split.copy(window.first, static_cast<std::uint64_t>(window.inputs) + 1, buffer.data());
       const std::int64_t at = static_cast<std::int64_t>(w) * seq;
-      std::copy_n(buffer.begin(), window.inputs, tokens.span<std::int32_t>().begin() + at);
+      std::copy_n(buffer.begin(), window.inputs, tokens.begin() + at);
       std::copy(buffer.begin() + window.skipped + 1, buffer.begin() + window.inputs + 1,
-                targets.span<std::int32_t>().begin() + at + window.skipped);
+                targets.begin() + at + window.skipped);
     }
-    const Tensor nll = model.nll(tape, tokens, targets, static_cast<std::int64_t>(count));
-    double& sum = sums[by_batch ? first / batch * ranks + static_cast<std::size_t>(mesh.dp_index) : 0];
-    for (const double value : nll.span<double>()) sum += value;
+    const auto there = [&](std::span<const std::int32_t> values) {
+      return Tensor::of<std::int32_t>(allocator, shape, values, Purpose::activations);
+    };
+    const Tensor nll = model.nll(tape, there(tokens), there(targets), static_cast<std::int64_t>(count));
+    const std::size_t at = by_batch ? number * ranks + static_cast<std::size_t>(mesh.dp_index) : 0;
+    kernels::sum_to(stream, nll.view(), GradMode::accumulate, batch_sums.rows(static_cast<std::int64_t>(at), 1).view());
   }
+  copy(stream, std::as_const(batch_sums).view(),
+       {sums.data(), DType::f64, Device::cpu, batch_sums.shape(), batch_sums.shape()[0]});
   const Shape all{static_cast<std::int64_t>(sums.size())};
   mesh.dp_comm->all_reduce(stream, TensorView{sums.data(), DType::f64, Device::cpu, all, all[0]}, ReduceOp::sum);
   for (const double sum : sums) plan.totals.nll_sum += sum;

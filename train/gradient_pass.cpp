@@ -6,7 +6,9 @@
 #include <span>
 #include <utility>
 
+#include "core/copy.h"
 #include "core/errors.h"
+#include "kernels/elementwise.h"
 
 namespace tforge {
 
@@ -113,7 +115,8 @@ GradientPass::GradientPass(const RunConfig& config, LanguageModel& model, Mesh& 
             buckets_in_order(config, model.parameters(), mesh.dp,
                              separate_lookup(config, mesh.dp, model.plan().vocab.count(mesh.tp_index))),
             config.parallel.reduction, config.parallel.zero == 0 ? Sums::everywhere : Sums::at_owner),
-      tape_(allocator, stream, TapeMode::training, config.train.saves) {
+      tape_(allocator, stream, TapeMode::training, config.train.saves),
+      nll_sums_(Tensor::zeros(allocator, Shape{kMaxShards}, DType::f64, Purpose::workspace)) {
   next_step_.first += config.train.batch;
   if (config.run.deterministic == Determinism::layout_independent) {
     shard_sum_.emplace(allocator, *mesh.dp_comm, deal_shards(config, mesh.dp));
@@ -130,11 +133,11 @@ GradientPass::GradientPass(const RunConfig& config, LanguageModel& model, Mesh& 
   tape_.set_hook(&sync_);
 }
 
-double GradientPass::run(std::int64_t step,
-                         const std::function<MicroBatch(const MicroRange& now, const MicroRange& next)>& batch,
-                         const PollPoint& poll) {
+void GradientPass::run(std::int64_t step,
+                       const std::function<MicroBatch(const MicroRange& now, const MicroRange& next)>& batch,
+                       const PollPoint& poll) {
   ParameterSet& parameters = model_.parameters();
-  std::array<double, kMaxShards> nll_sums{};  // by shard of this rank
+  nll_sums_.fill_zero();
   const std::size_t count = micro_batches_.size();
   for (std::size_t i = 0; i < count; ++i) {
     const MicroRange& now = micro_batches_[i];
@@ -146,7 +149,8 @@ double GradientPass::run(std::int64_t step,
     set_phase("forward", step);
     LookupSync* lookup = last && lookup_ ? &*lookup_ : nullptr;
     HeadLoss loss = model_.loss(tape_, input.tokens, input.targets, now.count, weight_, lookup);
-    nll_sums[static_cast<std::size_t>(now.shard)] += loss.nll_sum;
+    kernels::add_to(stream_, std::as_const(loss.nll_sum).view(), GradMode::accumulate,
+                    nll_sums_.rows(now.shard, 1).view());
     set_phase("backward", step);
     if (last && !shard_gradients_) sync_.begin(stream_);
     tape_.backward(loss.loss);
@@ -156,16 +160,23 @@ double GradientPass::run(std::int64_t step,
   set_phase("gradient reduction", step);
   if (shard_gradients_) {
     shard_gradients_->finish(stream_);
-    const auto shards = static_cast<std::size_t>(micro_batches_.back().shard) + 1;
-    return shard_sum_->sum(stream_, std::span<const double>(nll_sums).first(shards)) * weight_;
+    return;
   }
   sync_.finish(stream_);
   if (lookup_) {
     lookup_->finish(stream_, model_.plan().vocab.begin(mesh_.tp_index), parameters.find("embedding").gradient.view());
   }
-  double nll_sum = nll_sums[0];
-  mesh_.dp_comm->all_reduce(stream_, TensorView{&nll_sum, DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
-  return nll_sum * weight_;
+}
+
+double GradientPass::loss() {
+  const std::int64_t shards = micro_batches_.back().shard + 1;
+  std::array<double, kMaxShards> sums{};  // by shard of this rank
+  copy(stream_, nll_sums_.rows(0, shards).view(), {sums.data(), DType::f64, Device::cpu, Shape{shards}, shards});
+  if (shard_sum_) {
+    return shard_sum_->sum(stream_, std::span<const double>(sums).first(static_cast<std::size_t>(shards))) * weight_;
+  }
+  mesh_.dp_comm->all_reduce(stream_, TensorView{sums.data(), DType::f64, Device::cpu, Shape{1}, 1}, ReduceOp::sum);
+  return sums[0] * weight_;
 }
 
 }  // namespace tforge

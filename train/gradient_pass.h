@@ -67,11 +67,14 @@ class GradientPass {
   GradientPass& operator=(const GradientPass&) = delete;
 
   /// The gradient of the mean loss over the global batch, in model.parameters(), with the same bits on every rank of
-  /// dp; with parallel.zero = 1 only of the rows that this rank owns. Returns that loss. batch(now, next) gives the
+  /// dp; with parallel.zero = 1 only of the rows that this rank owns. batch(now, next) gives the
   /// sequences `now`, which are this rank's; it will be asked for `next` after that. `step` is for the heartbeats.
   /// `poll` (may be empty) is called between micro-batches. Collective over the mesh.
-  double run(std::int64_t step, const std::function<MicroBatch(const MicroRange& now, const MicroRange& next)>& batch,
-             const PollPoint& poll = {});
+  void run(std::int64_t step, const std::function<MicroBatch(const MicroRange& now, const MicroRange& next)>& batch,
+           const PollPoint& poll = {});
+
+  /// The mean loss of the last run(). Waits for the device. Collective over dp.
+  double loss();
 
   /// What data parallelism sends in one piece, with the parts that each rank of dp owns.
   const std::vector<Bucket>& buckets() const { return sync_.buckets(); }
@@ -83,7 +86,7 @@ class GradientPass {
     return micro_batches_.back().first + micro_batches_.back().count - micro_batches_.front().first;
   }
   /// Rows below the norm floor since the last call, on this rank.
-  std::int64_t take_floored_rows() { return std::exchange(tape_.floored_rows, 0); }
+  std::int64_t take_floored_rows() { return tape_.take_floored_rows(); }
 
  private:
   LanguageModel& model_;
@@ -99,6 +102,7 @@ class GradientPass {
   std::optional<ShardGradients> shard_gradients_;
   std::optional<LookupSync> lookup_;
   Tape tape_;
+  Tensor nll_sums_;  // of the step, by shard of this rank, f64
 };
 
 }  // namespace tforge

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "core/copy.h"
 #include "core/errors.h"
 #include "kernels/adamw.h"
 #include "parallel/grad_sync.h"
@@ -12,6 +13,34 @@
 namespace tforge {
 
 namespace {
+
+/// The sums of squares of several tensors: all are queued before the first is read.
+class SquareSums {
+ public:
+  SquareSums(Allocator& allocator, Stream& stream, std::int64_t most)
+      : stream_(stream),
+        sums_(Tensor::empty(allocator, Shape{most}, DType::f64, Purpose::workspace)),
+        workspace_(Tensor::empty(allocator, Shape{kernels::sum_of_squares_workspace(stream.device())}, DType::f64,
+                                 Purpose::workspace)) {}
+  void add(const Tensor& x) {
+    kernels::sum_of_squares(stream_, x.view(), sums_.rows(count_++, 1).view(), workspace_.view());
+  }
+  /// The next sum, in the order of add().
+  double next() {
+    const std::size_t at = static_cast<std::size_t>(read_++) % here_.size();
+    if (at == 0) {
+      const std::int64_t more = std::min<std::int64_t>(count_ - read_ + 1, std::ssize(here_));
+      copy(stream_, sums_.rows(read_ - 1, more).view(), {here_.data(), DType::f64, Device::cpu, Shape{more}, more});
+    }
+    return here_[at];
+  }
+
+ private:
+  Stream& stream_;
+  Tensor sums_, workspace_;
+  std::int64_t count_ = 0, read_ = 0;
+  std::array<double, 256> here_{};
+};
 
 std::vector<RowRange> all_rows(const ParameterSet& parameters) {
   std::vector<RowRange> all;
@@ -26,7 +55,7 @@ AdamW::AdamW(Allocator& allocator, ParameterSet& parameters) : AdamW(allocator, 
 }
 
 AdamW::AdamW(Allocator& allocator, ParameterSet& parameters, const std::vector<RowRange>& owned)
-    : parameters_(parameters), ownership_(Ownership::by_dp_rank) {
+    : allocator_(allocator), parameters_(parameters), ownership_(Ownership::by_dp_rank) {
   if (owned.size() != parameters.all().size()) {
     throw InternalError("AdamW: rows of {} parameters, the model has {}", owned.size(), parameters.all().size());
   }
@@ -100,6 +129,15 @@ void AdamW::for_each_trained_span(const TrainConfig& config, std::int64_t stage,
   }
 }
 
+template <class ForEachPart>
+void AdamW::add_squares(Stream& stream, const ForEachPart& for_each_part) const {
+  std::int64_t parts = 0;
+  for_each_part([&](double&, const Tensor&) { ++parts; });
+  SquareSums sums(allocator_, stream, parts);
+  for_each_part([&](double&, const Tensor& part) { sums.add(part); });
+  for_each_part([&](double& to, const Tensor&) { to += sums.next(); });
+}
+
 double AdamW::norm_by_shard(Stream& stream, const TrainConfig& config, std::int64_t stage, Reducer& shards) const {
   std::array<double, kMaxShards> squares{};
   double replicated = 0;
@@ -116,20 +154,24 @@ double AdamW::norm_by_shard(Stream& stream, const TrainConfig& config, std::int6
     if (p.spec.placement != Placement::sharded) continue;
     for_each_shard(p, [&](std::int64_t number, const RowRange&) { here = std::max(here, number + 1); });
   }
-  for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State& s, const Span& owned, double) {
-    const auto add = [&](const RowRange& rows, double& to) {
-      const Span span = part_of_segment(p, s, rows, owned.segment);
-      if (span.rows > 0) {
-        to += kernels::sum_of_squares(stream, p.gradient.rows(rows.first + span.first, span.rows).view());
-      }
-    };
-    if (p.spec.placement == Placement::replicated) {
-      add({0, p.rows}, replicated);
-    } else {
-      for_each_shard(
-          p, [&](std::int64_t number, const RowRange& rows) { add(rows, squares[static_cast<std::size_t>(number)]); });
-    }
-  });
+  // Calls f(where its squares are added, part of a gradient).
+  const auto for_each_part = [&](auto&& f) {
+    for_each_trained_span(config, stage,
+                          [&](std::size_t, const Parameter& p, const State& s, const Span& owned, double) {
+                            const auto part = [&](const RowRange& rows, double& to) {
+                              const Span span = part_of_segment(p, s, rows, owned.segment);
+                              if (span.rows > 0) f(to, p.gradient.rows(rows.first + span.first, span.rows));
+                            };
+                            if (p.spec.placement == Placement::replicated) {
+                              part({0, p.rows}, replicated);
+                            } else {
+                              for_each_shard(p, [&](std::int64_t number, const RowRange& rows) {
+                                part(rows, squares[static_cast<std::size_t>(number)]);
+                              });
+                            }
+                          });
+  };
+  add_squares(stream, for_each_part);
   double total = 0;
   shards.sum(stream, ConstTensorView{squares.data(), DType::f64, Device::cpu, Shape{here, 1}, 1},
              TensorView{&total, DType::f64, Device::cpu, Shape{1, 1}, 1});
@@ -140,10 +182,13 @@ double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int6
                             Reducer& shards) const {
   if (shards.by_shard()) return norm_by_shard(stream, config, stage, shards);
   std::array<double, 2> squares{};  // sharded over tp, replicated
-  for_each_trained_span(config, stage, [&](std::size_t, const Parameter& p, const State& s, const Span& span, double) {
-    if (span.rows == 0) return;
-    const Tensor part = p.gradient.rows(s.owned.first + span.first, span.rows);
-    squares[p.spec.placement == Placement::sharded ? 0 : 1] += kernels::sum_of_squares(stream, part.view());
+  add_squares(stream, [&](auto&& f) {
+    for_each_trained_span(config, stage,
+                          [&](std::size_t, const Parameter& p, const State& s, const Span& span, double) {
+                            if (span.rows == 0) return;
+                            f(squares[p.spec.placement == Placement::sharded ? 0 : 1],
+                              p.gradient.rows(s.owned.first + span.first, span.rows));
+                          });
   });
   if (ownership_ == Ownership::by_dp_rank) {
     mesh.dp_comm->all_reduce(stream, TensorView{squares.data(), DType::f64, Device::cpu, Shape{2}, 2}, ReduceOp::sum);

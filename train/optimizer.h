@@ -69,12 +69,17 @@ class AdamW {
     std::size_t segment;
   };
   static Span part_of_segment(const Parameter& p, const State& s, const RowRange& rows, std::size_t segment);
+  /// for_each_part(f) calls f(double& to, const Tensor& part) for parts of the gradients, in one order: adds the
+  /// squares of each part to where they belong.
+  template <class ForEachPart>
+  void add_squares(Stream& stream, const ForEachPart& for_each_part) const;
   double norm_by_shard(Stream& stream, const TrainConfig& config, std::int64_t stage, Reducer& shards) const;
   /// Calls f(parameter, state, span, rate) for every span of owned rows that an update touches, rate being its factor
   /// of lr.
   template <class F>
   void for_each_trained_span(const TrainConfig& config, std::int64_t stage, F&& f) const;
 
+  Allocator& allocator_;
   ParameterSet& parameters_;
   Ownership ownership_ = Ownership::all_rows;
   Tensor m_, v_;

@@ -14,6 +14,7 @@
 #include "train/step_report.h"
 #include "train/stop_polls.h"
 #include "train/threads.h"
+#include "train/workplace.h"
 
 namespace tforge {
 
@@ -63,16 +64,15 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   // A layout that cannot be is no start of the run.
   deal_sequences(config, mesh.dp);
   plan_shards(config, mesh.tp, start.reader ? &*start.reader : nullptr);
+  Workplace workplace(world, config.run.device);
   std::optional<StartRecord> record;  // of rank 0
   together(world, [&] {
     if (world.rank() == 0) record = prepare_folder(start);
     return std::string();
   });
-  Allocator allocator;
-  Stream stream;
-  const std::unique_ptr<Trainer> trainer = make_trainer(start, dataset, mesh, allocator, stream);
+  const std::unique_ptr<Trainer> trainer = make_trainer(start, dataset, mesh, workplace.memory(), workplace.stream());
   Journal journal(world, *trainer);
-  Saver saver(world, *trainer, journal, allocator);
+  Saver saver(world, *trainer, journal, workplace.host_memory());
   StepReport report(world);
   const TimeLimit limit(begun, train.max_time);
   StopPolls polls(world, limit);
@@ -175,7 +175,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     }
   }
   journal.clear();
-  log::info("peak tensor memory, MiB: {}", peaks_text(allocator.report()));
+  log::info("peak tensor memory, MiB: {}", peaks_text(workplace.memory().report()));
   if (at_end && decision != StopDecision::stop) {
     if (record) record->remove();
     return ExitCode::done;

@@ -23,7 +23,7 @@ RowRange stored_range(const Parameter& p, const RowRange& held) {
 std::vector<RowBlock> blocks_of(const Parameter& p, const RowRange& held, const Tensor& tensor, const Mesh& mesh) {
   if (p.spec.placement == Placement::replicated && mesh.tp_index != 0) return {};
   const RowRange rows = stored_range(p, held);
-  return {{rows.first, rows.rows, tensor.view().data}};
+  return {{rows.first, rows.rows, tensor.view().data, tensor.device()}};
 }
 
 void read_into(const CheckpointReader& reader, const std::string& path, const Parameter& p, const RowRange& held,
@@ -34,7 +34,15 @@ void read_into(const CheckpointReader& reader, const std::string& path, const Pa
                           stored_tensor.shape.text(), p.spec.shape.text());
   }
   const RowRange rows = stored_range(p, held);
-  if (rows.rows > 0) reader.read_rows(path, rows.first, rows.rows, to.dtype(), to.view().data);
+  if (rows.rows == 0) return;
+  if (to.device() == Device::cpu) {
+    reader.read_rows(path, rows.first, rows.rows, to.dtype(), to.view().data);
+    return;
+  }
+  Allocator host;
+  Tensor on_host = Tensor::empty(host, to.shape(), to.dtype(), Purpose::staging);
+  reader.read_rows(path, rows.first, rows.rows, to.dtype(), on_host.view().data);
+  to.assign(on_host);
 }
 
 template <class T>

@@ -59,7 +59,7 @@ void Saver::begin(Retention retention, Rows rows) {
   begun_ = Clock::now();
   stall_ = work_ = 0;
   contents_ = trainer_.contents(retention);
-  if (rows == Rows::copied) staging_.copy(contents_.tensors);
+  if (rows == Rows::copied || !trainer_.rows_in_host_memory()) staging_.copy(contents_.tensors);
   const std::string& folder = trainer_.config().run.dir;
   if (world_.rank() == 0) {
     std::error_code ignored;  // a folder that cannot be made shows in the next line

@@ -29,11 +29,12 @@ class Saver {
   /// Where the rows are while they are written.
   enum class Rows : std::uint8_t {
     copied,    // in the staging buffer: training may go on
-    in_place,  // in model and optimizer, which must not change until the save is no longer under way
+    in_place,  // in model and optimizer, which must not change until the save is no longer under way; on a device:
+               // copied
   };
 
   /// Takes the staging buffer where run.save and run.save_every will need one. `world`, `trainer`, `journal` and
-  /// `allocator` outlive it.
+  /// `allocator`, of host memory, outlive it.
   Saver(Communicator& world, Trainer& trainer, Journal& journal, Allocator& allocator);
   /// Waits for this rank's thread; what it was writing is dropped.
   ~Saver();

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "checkpoint/staging.h"
 #include "core/errors.h"
 #include "core/log.h"
 
@@ -38,6 +39,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       mesh_(mesh),
       allocator_(allocator),
       stream_(stream),
+      pinned_(stream, HostMemory::pinned),
       model_(make_model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
                         plan_shards(config, mesh.tp, nullptr))),
       gradients_(config, *model_, mesh, allocator, stream),
@@ -56,6 +58,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Mesh& mes
       mesh_(mesh),
       allocator_(allocator),
       stream_(stream),
+      pinned_(stream, HostMemory::pinned),
       model_(make_model(allocator, stream, config.model, config.train.dtype, *mesh.tp_comm,
                         plan_shards(config, mesh.tp, &reader))),
       gradients_(config, *model_, mesh, allocator, stream),
@@ -95,18 +98,28 @@ MicroBatch Trainer::next_batch(const MicroRange& now, const MicroRange& next) {
   };
   const SampleTokens& samples = prefetcher_.take(range(now), range(next));
   const Shape shape{now.count * config_.seq()};
-  return {Tensor::of<std::int32_t>(allocator_, shape, samples.inputs, Purpose::activations),
-          Tensor::of<std::int32_t>(allocator_, shape, samples.targets, Purpose::activations)};
+  return {upload(shape, samples.inputs), upload(shape, samples.targets)};
+}
+
+Tensor Trainer::upload(const Shape& shape, std::span<const std::int32_t> values) {
+  if (allocator_.device() == Device::cpu) {
+    return Tensor::of<std::int32_t>(allocator_, shape, values, Purpose::activations);
+  }
+  uploads_.push_back(Tensor::of<std::int32_t>(pinned_, shape, values, Purpose::activations));
+  return uploads_.back().clone(allocator_);
 }
 
 StepResult Trainer::step(const PollPoint& poll) {
   const TrainConfig& train = config_.train;
   const std::int64_t stage = stage_of(history_);
   StepResult result;
-  result.loss = gradients_.run(
+  gradients_.run(
       state_.step, [this](const MicroRange& now, const MicroRange& next) { return next_batch(now, next); }, poll);
   result.data_wait_seconds = prefetcher_.take_wait_seconds();
+  // Everything is queued; the first of the two numbers waits for it.
   result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_, model_->reducer());
+  result.loss = gradients_.loss();
+  uploads_.clear();
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
@@ -135,7 +148,10 @@ CheckpointContents Trainer::contents(Retention retention) const {
 
 CheckpointInfo Trainer::save(Communicator& world, const std::string& path, Retention retention) {
   set_phase("save", state_.step);
-  CheckpointInfo info = save_checkpoint(world, path, contents(retention), OnExisting::replace);
+  CheckpointContents rows = contents(retention);
+  Staging staging(pinned_);
+  if (!rows_in_host_memory()) staging.copy(rows.tensors);
+  CheckpointInfo info = save_checkpoint(world, path, rows, OnExisting::replace);
   saved(info);
   return info;
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,8 @@ struct StepResult {
   Update update = Update::applied;  // skipped: the loss or the gradients were not finite
 };
 
-/// A model with its optimizer on this rank of the mesh. Allocator, stream, mesh and dataset outlive it.
+/// A model with its optimizer on this rank of the mesh, in the memory of `allocator`. Allocator, stream, mesh and
+/// dataset outlive it.
 class Trainer {
  public:
   /// A new model, initialised from config.train.seed.
@@ -53,6 +55,9 @@ class Trainer {
   /// Saves under `path` and returns when that is done. Collective over `world`.
   CheckpointInfo save(Communicator& world, const std::string& path, Retention retention);
 
+  /// Whether the rows of contents() are: those of a device are elsewhere, and staged (checkpoint/staging.h).
+  bool rows_in_host_memory() const { return allocator_.device() == Device::cpu; }
+
   const RunConfig& config() const { return config_; }
   const RunState& state() const { return state_; }
   /// Of a batch, dealt to this rank.
@@ -66,6 +71,8 @@ class Trainer {
   void restart_samples() { state_.samples = 0; }
 
  private:
+  /// Numbers of the host in the allocator's memory. The copy may be under way until the device is waited for.
+  Tensor upload(const Shape& shape, std::span<const std::int32_t> values);
   /// The sequences `now` of the next global batch, while `next` are read ahead.
   MicroBatch next_batch(const MicroRange& now, const MicroRange& next);
 
@@ -74,6 +81,8 @@ class Trainer {
   Mesh& mesh_;
   Allocator& allocator_;
   Stream& stream_;
+  Allocator pinned_;             // for batches on their way to a device
+  std::vector<Tensor> uploads_;  // that may be under way
   std::unique_ptr<LanguageModel> model_;
   GradientPass gradients_;
   AdamW optimizer_;

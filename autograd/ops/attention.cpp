@@ -31,8 +31,8 @@ struct AttentionNode final : Node {
     if (!dqkv) return;
     const Tensor joint = qkv.load(tape), result = out.load(tape);
     const std::int64_t c = joint.shape().columns() / 3;
-    Tensor workspace =
-        tape.empty(Shape{kernels::attention_workspace(shape, c / shape.heads)}, joint.dtype(), Purpose::workspace);
+    Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, c / shape.heads, tape.stream().device())},
+                                  joint.dtype(), Purpose::workspace);
     Tensor gradient = tape.empty(joint.shape(), joint.dtype());
     const ConstTensorView x = joint.view();
     const TensorView dx = gradient.view();
@@ -68,7 +68,8 @@ Var causal_attention(Tape& tape, const Var& qkv, std::int64_t batch, std::int64_
   }
   const std::int64_t seq = rows / batch;
   const kernels::AttentionShape shape{batch, heads, seq, seq, seq};
-  Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, c / heads)}, qkv.dtype(), Purpose::workspace);
+  Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, c / heads, tape.stream().device())},
+                                qkv.dtype(), Purpose::workspace);
   Tensor out = tape.empty(Shape{rows, c}, qkv.dtype());
   Tensor lse = tape.empty(Shape{rows, heads}, qkv.dtype());
   const ConstTensorView x = qkv.view();

@@ -70,8 +70,8 @@ struct BlockAttentionNode final : Node {
       kernels::slots_forward(stream, shape, view(value_slots), v.row_range(past, batch * seq - past), to(values));
     }
     const AttentionShape largest{batch, heads, rows, rows, rows};
-    Tensor workspace =
-        tape.empty(Shape{kernels::attention_workspace(largest, c / heads)}, joint.dtype(), Purpose::workspace);
+    Tensor workspace = tape.empty(Shape{kernels::attention_workspace(largest, c / heads, stream.device())},
+                                  joint.dtype(), Purpose::workspace);
     for (std::int64_t b = blocks - 1; b >= 0; --b) {
       const std::int64_t past = b * block, n = std::min(block, seq - past), before = b * slots;
       const Part in_sequence{past, n, seq}, in_memory{before, n, rows}, alone{0, n, n};
@@ -132,7 +132,7 @@ Tensor block_attention_extend(Tape& tape, ConstTensorView qkv, std::int64_t batc
   Tensor out = make(batch * count), queries = make(batch * std::min(count, block)),
          outputs = make(batch * std::min(count, block)), squeezed = make(batch * slots);
   const auto workspace_of = [&](std::int64_t q_seq, std::int64_t kv_seq) {
-    return kernels::attention_workspace({batch, heads, q_seq, kv_seq, kv_seq}, c / heads);
+    return kernels::attention_workspace({batch, heads, q_seq, kv_seq, kv_seq}, c / heads, stream.device());
   };
   const std::int64_t piece = std::min(count, block);
   Tensor workspace =

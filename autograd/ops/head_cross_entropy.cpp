@@ -1,6 +1,7 @@
 #include "autograd/ops/head_cross_entropy.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/errors.h"
 #include "kernels/cross_entropy.h"
@@ -16,20 +17,16 @@ using kernels::Transpose;
 struct HeadCrossEntropyNode final : Node {
   HeadCrossEntropyNode(const Var& h, const Var& table) : dh(use(h)), dtable(use(table)) {}
   void backward(Tape& tape) override {
-    double incoming = 0;
-    with_compute_type("head_cross_entropy", dy().read().dtype,
-                      [&](auto zero) { incoming = static_cast<double>(*dy().read().as<decltype(zero)>()); });
-    if (incoming != 1) throw InternalError("head_cross_entropy: the loss is not the root of the backward pass");
+    if (!dy().is_seed()) throw InternalError("head_cross_entropy: the loss is not the root of the backward pass");
     if (dh) dh.adopt(tape, std::move(dh_value));
   }
   Grad dh, dtable;
   Tensor dh_value;
 };
 
-/// Runs over the chunks; `node` null means forward only. nll [T] f64 is filled when given.
-double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
-                  double weight, Reducer& reducer, const HeadShards& head, HeadCrossEntropyNode* node,
-                  TensorView nll_out) {
+/// Runs over the chunks; `node` null means forward only. nll [T] f64 is filled when given. The sum of nll.
+Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
+                  double weight, Reducer& reducer, const HeadShards& head, HeadCrossEntropyNode* node, Tensor nll_out) {
   Stream& stream = tape.stream();
   const std::int64_t rows = h.shape().rows(), vocab = table.shape().rows(), shards = head.rows.count();
   const bool by_shard = reducer.by_shard();
@@ -47,13 +44,13 @@ double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     max_total = tape.empty(Shape{step, 1}, h.dtype(), Purpose::communication);
     sum_total = tape.empty(Shape{step, 2}, h.dtype(), Purpose::communication);
   }
-  Tensor nll_buffer = tape.empty(Shape{step}, DType::f64);
+  Tensor nll_buffer = tape.empty(Shape{step}, DType::f64), total = tape.empty(Shape{1}, DType::f64);
+  kernels::fill(stream, total.view(), 0);
   const bool wants_dh = node != nullptr && node->dh;
   if (wants_dh) node->dh_value = tape.empty(h.shape(), h.dtype());
   if (wants_dh && by_shard) {
     dh_buffer = tape.empty(Shape{shards * step, h.shape().columns()}, h.dtype(), Purpose::communication);
   }
-  double total = 0;
   for (std::int64_t first = 0; first < rows; first += step) {
     const std::int64_t count = std::min(step, rows - first);
     const ConstTensorView x = h.view().row_range(first, count);
@@ -64,7 +61,7 @@ double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     const auto logits_of = [&](const RowShards::Range& shard) {
       return logits_buffer.rows(count * shard.first, count * shard.rows).reshaped(Shape{count, shard.rows}).view();
     };
-    Tensor nll = nll_buffer.rows(0, count);
+    Tensor nll = nll_out ? nll_out.rows(first, count) : nll_buffer.rows(0, count);
 
     for (std::int64_t s = 0; s < shards; ++s) {
       const RowShards::Range shard = head.rows.range(s, vocab);
@@ -82,8 +79,7 @@ double run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     }
     reducer.sum(stream, sum_buffer.view().row_range(0, shards * count), sums);
     kernels::cross_entropy_nll(stream, row_sum, target_logit, target, nll.view());
-    for (const double value : nll.span<double>()) total += value;
-    if (nll_out) std::ranges::copy(nll.span<double>(), nll_out.as<double>() + first);
+    kernels::sum_to(stream, nll.view(), GradMode::accumulate, total.view());
 
     if (node == nullptr) continue;
     const GradTarget to = node->dtable ? node->dtable.target(tape) : GradTarget{{}, GradMode::overwrite};
@@ -125,8 +121,8 @@ HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Te
   auto* node = tape.record<HeadCrossEntropyNode>(h, table);
   HeadLoss result;
   result.nll_sum = run_chunks(tape, h, table, targets, first_row, weight, reducer, shards, node, {});
-  Tensor loss = tape.empty(Shape{1}, h.dtype());
-  kernels::fill(tape.stream(), loss.view(), weight * result.nll_sum);
+  Tensor loss = tape.empty(Shape{1}, DType::f64);
+  kernels::scale(tape.stream(), weight, std::as_const(result.nll_sum).view(), loss.view());
   result.loss = tape.output(std::move(loss), node);
   return result;
 }
@@ -134,7 +130,7 @@ HeadLoss head_cross_entropy(Tape& tape, const Var& h, const Var& table, const Te
 Tensor head_nll(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
                 Reducer& reducer, const HeadShards& shards) {
   Tensor nll = tape.empty(Shape{h.shape().rows()}, DType::f64);
-  run_chunks(tape, h, table, targets, first_row, 1.0, reducer, shards, nullptr, nll.view());
+  run_chunks(tape, h, table, targets, first_row, 1.0, reducer, shards, nullptr, nll);
   return nll;
 }
 

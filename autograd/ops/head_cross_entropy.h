@@ -8,8 +8,8 @@
 namespace tforge {
 
 struct HeadLoss {
-  Var loss;            // one element: weight * sum of nll
-  double nll_sum = 0;  // sum over rows of -log p(target), in f64; the same on every rank of the reducer
+  Var loss;        // [1] f64: weight * nll_sum
+  Tensor nll_sum;  // [1] f64: sum over rows of -log p(target); the same on every rank of the reducer
 };
 
 /// For a reducer by_shard(): the shards of the table's rows held here, and all rows of the vocabulary, which then

@@ -67,7 +67,8 @@ struct MemoryLayerNode final : Node {
     Tensor dweights;
     if (dx) dweights = tape.empty(Shape{tables, rows}, weights.dtype());
     {
-      Tensor order = tape.empty(Shape{kernels::memory_lookup_workspace(rows, bits)}, DType::i32, Purpose::workspace);
+      Tensor order = tape.empty(Shape{kernels::memory_lookup_workspace(rows, bits, tables, stream.device())},
+                                DType::i32, Purpose::workspace);
       kernels::memory_lookup_backward(stream, bits, view(codes), view(weights), std::span(group).first(count),
                                       dweights ? dweights.view() : TensorView{}, order.view());
     }

@@ -99,9 +99,12 @@ struct PattentionNode final : Node {
     std::int64_t workspace_elements = 0, scores_workspace = 0;
     for (std::size_t g = 0; g < count; ++g) {
       const std::int64_t n = layers[g].keys.shape().rows(), d_in = layers[g].keys.shape().columns();
-      workspace_elements += kernels::pattention_backward_workspace(rows, n, d_in, layers[g].values.shape().columns());
-      if (recompute)
-        scores_workspace = std::max(scores_workspace, kernels::pattention_forward_workspace(rows, n, d_in, 0));
+      workspace_elements +=
+          kernels::pattention_backward_workspace(rows, n, d_in, layers[g].values.shape().columns(), stream.device());
+      if (recompute) {
+        scores_workspace =
+            std::max(scores_workspace, kernels::pattention_forward_workspace(rows, n, d_in, 0, stream.device()));
+      }
     }
     Tensor workspace = tape.empty(Shape{std::max(workspace_elements, scores_workspace)}, x.dtype(), Purpose::workspace);
     const bool exchange = norm == PattentionNorm::l2_norm_gelu && !reducer.is_identity();
@@ -256,8 +259,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
     if (l.shards.count() != shards || (shards > 1 && !reducer.by_shard())) {
       throw ShapeError("pattention: {} and {} shards of layers in a group", shards, l.shards.count());
     }
-    workspace_elements +=
-        kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(), d_out);
+    workspace_elements += kernels::pattention_forward_workspace(rows, l.keys.shape().rows(), l.keys.shape().columns(),
+                                                                d_out, stream.device());
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
   ShardParts us(tape, reducer, shards, Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
@@ -279,7 +282,6 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
 
   const bool exchange = has_stat && !reducer.is_identity();
   Tensor stat = stats;
-  std::int64_t floored = 0;
   for (std::size_t g = 0; g < layers.size(); ++g) {
     scores[g] = tape.empty(Shape{rows, layers[g].keys.shape().rows()}, x.dtype());
   }
@@ -298,8 +300,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
                     columns.values(u, i),
                     columns.weight(u, i, norm)};
       }
-      floored +=
-          kernels::pattention_forward(stream, norm, x.view(), std::span(group).first(layers.size()), workspace.view());
+      kernels::pattention_forward(stream, norm, x.view(), std::span(group).first(layers.size()), tape.floored_rows(),
+                                  workspace.view());
     }
     for (std::size_t g = 0; g < layers.size(); ++g) done_with_scores(g);
   } else {
@@ -320,15 +322,15 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
       const auto i = static_cast<std::int64_t>(g);
       for (std::int64_t s = 0; s < shards; ++s) {
         const TensorView u = us.part(s);
-        const std::int64_t below = kernels::pattention_mix_forward(
+        kernels::pattention_mix_forward(
             stream, norm, l.scale, shard_of(scores[g], shard(g, s)).view(), column(stat.view(), i),
-            rows_of(l.values.view(), shard(g, s)), columns.values(u, i), columns.weight(u, i, norm), workspace.view());
-        if (s == 0) floored += below;  // a row is below the floor in all shards or in none
+            rows_of(l.values.view(), shard(g, s)), columns.values(u, i), columns.weight(u, i, norm),
+            s == 0 ? tape.floored_rows() : TensorView{},  // a row is below the floor in all shards or in none
+            workspace.view());
       }
       done_with_scores(g);
     }
   }
-  tape.floored_rows += floored;
   auto* node = tape.record<PattentionNode>(tape, x, layers, saved_scores, std::move(stat), norm, reducer);
   return tape.output(us.total(), node);
 }
@@ -343,8 +345,8 @@ Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, Patt
   Tensor y = tape.empty(Shape{u.shape().rows(), groups * columns.width}, u.dtype());
   for (std::size_t g = 0; g < scales.size(); ++g) {
     const auto i = static_cast<std::int64_t>(g);
-    tape.floored_rows += kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),
-                                                        columns.weight(u.view(), i, norm), columns.values(y.view(), i));
+    kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),
+                                   columns.weight(u.view(), i, norm), columns.values(y.view(), i), tape.floored_rows());
   }
   return tape.output(std::move(y), tape.record<RowNormalizeNode>(tape, u, scales, norm));
 }

@@ -33,7 +33,7 @@ using kernels::kMaxPattentionGroup;
 /// Backward needs the result's whole gradient on every rank and gives a PARTIAL dx.
 /// With a reducer by_shard() the result and dx are complete; the layers have the same number of shards.
 /// Saves x, the scores [T, n] (not with Recompute::scores) and the row numbers. Counts floored rows in
-/// tape.floored_rows. Throws ShapeError, DTypeError.
+/// tape.floored_rows(). Throws ShapeError, DTypeError.
 Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layers, PattentionNorm norm,
                Reducer& reducer);
 

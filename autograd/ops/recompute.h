@@ -20,7 +20,6 @@ struct RecomputeNode final : Node {
     x = Saved();
     Grad gradient = input.grad();
     again.backward(f(again, std::move(input)), dy().take(tape));
-    again.floored_rows = 0;  // counted in forward
     if (gradient.written()) dx.adopt(tape, gradient.take(tape));
   }
   F f;
@@ -40,8 +39,8 @@ Var recomputed(Tape& tape, Var x, F f) {
   if (!x.requires_grad()) throw InternalError("recomputed: the input wants no gradient");
   Node* node = tape.record<RecomputeNode<F>>(tape, x, f);
   Tape quiet(tape.allocator(), tape.stream(), TapeMode::inference);
+  quiet.share_floored_rows(tape);
   Var y = f(quiet, Var(std::move(x.value())));
-  tape.floored_rows += quiet.floored_rows;
   return tape.output(std::move(y.value()), node);
 }
 

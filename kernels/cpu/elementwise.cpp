@@ -175,6 +175,14 @@ void scale(T alpha, ConstTensorView x, TensorView y) {
                  });
 }
 
+template <class T>
+void sum_to(ConstTensorView x, GradMode mode, TensorView sum) {
+  const T* in = x.elements() > 0 ? x.as<T>() : nullptr;
+  T total = mode == GradMode::accumulate ? *sum.as<T>() : T(0);
+  for (std::int64_t i = 0; i < x.elements(); ++i) total += in[i];
+  *sum.as<T>() = total;
+}
+
 void to_bf16(ConstTensorView x, TensorView y) {
   const auto* in = x.as<float>();
   auto* out = y.as<bf16>();
@@ -209,7 +217,8 @@ void from_bf16(ConstTensorView x, TensorView y) {
   template void max_in_order<T>(std::span<const ConstTensorView>, TensorView); \
   template void add_row<T>(ConstTensorView, TensorView);                       \
   template void column_sums<T>(ConstTensorView, GradMode, TensorView);         \
-  template void scale<T>(T, ConstTensorView, TensorView)
+  template void scale<T>(T, ConstTensorView, TensorView);                      \
+  template void sum_to<T>(ConstTensorView, GradMode, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
 #undef TFORGE_INSTANTIATE

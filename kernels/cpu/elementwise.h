@@ -22,6 +22,8 @@ template <class T>
 void column_sums(ConstTensorView x, GradMode mode, TensorView y);
 template <class T>
 void scale(T alpha, ConstTensorView x, TensorView y);
+template <class T>
+void sum_to(ConstTensorView x, GradMode mode, TensorView sum);
 void to_bf16(ConstTensorView x, TensorView y);
 void from_bf16(ConstTensorView x, TensorView y);
 

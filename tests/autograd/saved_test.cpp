@@ -128,7 +128,7 @@ TEST_F(SavedTest, RecomputedKeepsTheInputAlone) {
   const auto pass = [&](Recompute recompute) {
     for (Var& p : parameters) p.clear_grad();
     hook.count = 0;
-    tape.floored_rows = 0;
+    tape.take_floored_rows();
     const std::size_t before = activations();
     allocator.reset_peak();
     Var h = parameters[0];
@@ -146,7 +146,7 @@ TEST_F(SavedTest, RecomputedKeepsTheInputAlone) {
                 kept,
                 allocator.report().peak[static_cast<std::size_t>(Purpose::activations)] - before,
                 allocator.report().system_requests,
-                tape.floored_rows,
+                tape.take_floored_rows(),
                 hook.count};
     for (const Tensor& g : grads) result.gradients.push_back(values_of(g));
     return result;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bare_root.sh BUILD: makes a bundle of BUILD, unpacks it in a root file system that holds the C library and a shell with a
-# few tools, nothing else, and runs its self_check.sh there. Needs root or user name spaces, and patchelf; without them it
+# few tools, nothing else, and runs its self_check.sh there, and its gpu_check.sh, which must say that there is no device. Needs root or user name spaces, and patchelf; without them it
 # exits 77, which CTest reads as skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/common.sh"
 build=$1
@@ -39,5 +39,7 @@ cp "${archive[0]}" "$root/home/bundle.tar.xz"
 # shellcheck disable=SC2016  # $0 and $system are the inner shell's
 "${apart[@]}" bash -c '
   for system in dev proc sys; do mount --rbind /$system "$0/$system"; done
-  exec chroot "$0" /bin/env -i PATH=/bin HOME=/home /bin/bash -c "cd /home && tar xf bundle.tar.xz && tokenforge-*/self_check.sh"
+  exec chroot "$0" /bin/env -i PATH=/bin HOME=/home /bin/bash -c "cd /home && tar xf bundle.tar.xz && tokenforge-*/self_check.sh &&
+    { tokenforge-*/gpu_check.sh >gpu.log; status=\$?; cat gpu.log; [[ \$status == 1 ]]; } &&
+    grep -q \"model_test: tests were skipped: no CUDA device: \" gpu.log"
 ' "$root"

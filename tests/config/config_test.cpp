@@ -234,7 +234,8 @@ TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
       field.set(c, (std::int64_t{1} << 60) + 1);
     }
   }
-  c.model.rotary_fraction = 0;                     // as "cosformer" wants it
+  c.model.rotary_fraction = 0;                     // as "cosformer" wants it,
+  c.run.device = Device::cpu;                      // and this
   c.train.saves.dtype = SavedDType::same;          // bf16 is for f32 alone
   c.run.deterministic = Determinism::same_layout;  // the other does not go with "polled" and "append"
   const RunConfig back = parse_config(to_toml(c), "checkpoint").config;
@@ -334,6 +335,17 @@ TEST(Config, ResumeRefusesAContradiction) {
             "--set model.layers: model.layers = 4 contradicts the checkpoint, which has 3" + rest);
 }
 
+TEST(Config, DevicesHaveKernelsForSomeModels) {
+  EXPECT_EQ(
+      complaint_of("", {"run.device=cuda", "model.attention.kind=performer"}),
+      "--set run.device: run.device = \"cuda\": there model.attention.kind is \"softmax\", not \"performer\", which "
+      "the processor computes");
+  EXPECT_EQ(
+      complaint_of("", {"run.device=cuda", "model.dim=520"}),
+      "--set run.device: run.device = \"cuda\": a head of model.dim = 520 and model.heads = 4 is 130 wide, at most "
+      "128 are possible there");
+}
+
 TEST(Config, LayoutIndependence) {
   const std::string on = "[parallel]\nvirtual_dp = 2\n";
   const std::vector<std::string> set = {"run.deterministic=layout_independent"};
@@ -351,6 +363,9 @@ TEST(Config, LayoutIndependence) {
             "--set parallel.reduction: parallel.reduction = \"polled\" adds in the order of the ranks; with "
             "run.deterministic = \"layout_independent\" it is \"blocking\"");
   EXPECT_EQ(complaint_of(on, with("parallel.token_shards=append")).rfind("--set parallel.token_shards: ", 0), 0U);
+  EXPECT_EQ(complaint_of(on, with("run.device=cuda")),
+            "--set run.device: run.device = \"cuda\": with run.deterministic = \"layout_independent\" it is \"cpu\"; "
+            "on a device the same layout gives the same bits");
   EXPECT_EQ(complaint_of(on, with("parallel.dp=3")),
             "--set parallel.dp: parallel.dp = 3 is more than the parallel.virtual_dp = 2 shards that can be dealt");
   EXPECT_EQ(complaint_of(on, with("parallel.tp=5")),

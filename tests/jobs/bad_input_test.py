@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import unittest
+import unittest.mock
 
 import h5py
 
@@ -102,6 +103,11 @@ class Configuration(JobTest):
                          ranks=2)
         self.train_fails("parallel.dp = 2 and parallel.tp = 2 want a multiple of 4 ranks, the job has 3", "parallel.dp=2", "parallel.tp=2",
                          ranks=3)
+
+    def test_a_device_that_is_not_there(self):
+        with unittest.mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+            self.train_fails('run.device = "cuda": there is none here: #; use run.device = "cpu", or start where there is one',
+                             "run.device=cuda", code=3)
 
     def test_another_number_of_ranks_than_meant(self):
         start = "Start with `mpirun -n 2 PROGRAM`, or under SLURM with `srun --mpi=pmix -n 2 PROGRAM`"

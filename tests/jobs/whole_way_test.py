@@ -193,7 +193,7 @@ class Words(JobTest):
         lines = {self.ok(job, "--version").out for job in JOBS}
         self.assertEqual(len(lines), 1)
         self.assertRegex(lines.pop(), r"^tokenforge \d+\.\d+\.\d+, commit \S+, GNU \S+ \w+, OpenBLAS \S+, Open MPI \S+, "
-                                      r"HDF5 \S+, CUDA \w+\n$")
+                                      r"HDF5 \S+, CUDA \S+\n$")
 
     def test_dry_run_prints_the_plan_and_writes_nothing(self):
         before = names_in(self.folder)

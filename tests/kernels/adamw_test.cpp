@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -124,13 +125,19 @@ TEST(AdamW, RefusesWhatDoesNotFit) {
   EXPECT_THROW(kernels::adamw_update(cpu, {}, p.view(), p.view(), p.view(), d.view()), DTypeError);
 }
 
+double sum_of_squares(ConstTensorView x) {
+  double sum = std::numeric_limits<double>::quiet_NaN();
+  kernels::sum_of_squares(cpu, x, TensorView{&sum, DType::f64, Device::cpu, Shape{1}, 1}, {});
+  return sum;
+}
+
 TEST(SumOfSquares, ByHand) {
-  EXPECT_EQ(kernels::sum_of_squares(cpu, Matrix<float>::of(1, 3, {1, 2, 3}).view()), 14);
-  EXPECT_EQ(kernels::sum_of_squares(cpu, Matrix<double>(0, 3).view()), 0);
+  EXPECT_EQ(sum_of_squares(Matrix<float>::of(1, 3, {1, 2, 3}).view()), 14);
+  EXPECT_EQ(sum_of_squares(Matrix<double>(0, 3).view()), 0);
   // f64 throughout: neither overflow nor a lost small term.
-  EXPECT_EQ(kernels::sum_of_squares(cpu, Matrix<float>::of(1, 1, {1e30F}).view()),
+  EXPECT_EQ(sum_of_squares(Matrix<float>::of(1, 1, {1e30F}).view()),
             static_cast<double>(1e30F) * static_cast<double>(1e30F));
-  EXPECT_EQ(kernels::sum_of_squares(cpu, Matrix<float>::of(1, 2, {4096, 0.5F}).view()), 16777216.25);
+  EXPECT_EQ(sum_of_squares(Matrix<float>::of(1, 2, {4096, 0.5F}).view()), 16777216.25);
 }
 
 TEST(SumOfSquares, AnySizeStrideAndThreads) {
@@ -142,7 +149,7 @@ TEST(SumOfSquares, AnySizeStrideAndThreads) {
         const double want = x.dot(x);
         double first = 0;
         test::at_one_and_two_threads([&](int threads) {
-          const double got = kernels::sum_of_squares(cpu, x.view());
+          const double got = sum_of_squares(x.view());
           EXPECT_NEAR(got, want, 1e-12 * want);
           if (threads == 2) first = got;
           else EXPECT_EQ(got, first);
@@ -157,9 +164,62 @@ TEST(SumOfSquares, NonFiniteElementsShow) {
     for (const std::int64_t at : {0, 128, 256}) {
       auto x = Matrix<float>::random(1, 257, 1);
       x(0, at) = bad;
-      EXPECT_FALSE(std::isfinite(kernels::sum_of_squares(cpu, x.view())));
+      EXPECT_FALSE(std::isfinite(sum_of_squares(x.view())));
     }
   }
+}
+
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, double tolerance) {
+  for (const std::int64_t columns : {1, 31, 33, 257, 1284}) {
+    for (const kernels::IdleRows idle : {kernels::IdleRows::update, kernels::IdleRows::skip}) {
+      auto g = Matrix<T>::random(3, columns, 2), p = Matrix<T>::random(3, columns, 1);
+      auto m = Matrix<T>::random(3, columns, 3), v = g;
+      for (std::int64_t r = 0; r < 3; ++r) {
+        for (std::int64_t c = 0; c < columns; ++c) v(r, c) *= v(r, c);
+      }
+      for (std::int64_t c = 0; c < columns; ++c) g(1, c) = 0;
+      auto want_p = p, want_m = m, want_v = v;
+      kernels::AdamWStep step{.lr = 0.01, .weight_decay = 0.1, .bias1 = 0.1, .bias2 = 0.05, .grad_scale = 0.3};
+      step.idle_rows = idle;
+      test::with_copies(
+          device,
+          [&](auto p_, auto g_, auto m_, auto v_) { kernels::adamw_update(device.stream, step, p_, g_, m_, v_); }, p, g,
+          m, v);
+      kernels::adamw_update(cpu, step, want_p.view(), g.view(), want_m.view(), want_v.view());
+      test::expect_near(p, want_p, tolerance);
+      test::expect_near(m, want_m, tolerance);
+      test::expect_near(v, want_v, 10 * tolerance);
+    }
+  }
+}
+TEST(AdamW, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    compare_on_cuda<float>(device, 5e-7);
+    compare_on_cuda<double>(device, 1e-15);
+  });
+}
+
+TEST(SumOfSquares, CudaFollowsTheCpuAndShowsNaN) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const auto sum_on_device = [&](const Matrix<float>& x) {
+      Matrix<double> sum(1, 1), workspace(1, kernels::sum_of_squares_workspace(Device::cuda));
+      test::with_copies(
+          device, [&](auto x_, auto sum_, auto w) { kernels::sum_of_squares(device.stream, x_, sum_, w); }, x, sum,
+          workspace);
+      return sum(0, 0);
+    };
+    for (const std::int64_t columns : {0, 1, 31, 257, 40001}) {
+      for (const std::int64_t padding : {0, 3}) {
+        auto x = Matrix<float>::random(3, columns, 1, 1, padding);
+        EXPECT_NEAR(sum_on_device(x), x.dot(x), 1e-12 * x.dot(x));
+        EXPECT_EQ(sum_on_device(x), sum_on_device(x));
+        if (columns == 0) continue;
+        x(2, columns - 1) = std::numeric_limits<float>::quiet_NaN();
+        EXPECT_TRUE(std::isnan(sum_on_device(x)));
+      }
+    }
+  });
 }
 
 }  // namespace

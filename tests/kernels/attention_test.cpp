@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -265,6 +266,79 @@ TEST(Attention, RefusesWhatDoesNotFit) {
   EXPECT_THROW(kernels::causal_attention_forward(cpu, full(2, 2, 3), x.view(), d.view(), x.view(), x.view(), kNone,
                                                  workspace.vector()),
                DTypeError);
+}
+
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, const AttentionShape& s, std::int64_t head_dim, double tolerance) {
+  SCOPED_TRACE(std::to_string(s.q_seq) + " positions, heads of " + std::to_string(head_dim));
+  Attention<T> got(s, head_dim, 7);
+  const std::int64_t n = got.columns();
+  Matrix<double> out(s.batch * s.q_seq, n), lse(s.batch * s.q_seq, s.heads), dqkv(s.batch * s.q_seq, 3 * n);
+  reference(got, out, lse, dqkv);
+  Matrix<T> workspace(1, kernels::attention_workspace(s, head_dim, Device::cuda));
+  test::with_copies(
+      device,
+      [&](auto qkv, auto out_, auto lse_, auto dout, auto dqkv_, auto w) {
+        const auto part = [n](TensorView v, int i) { return v.column_range(i * n, n); };
+        kernels::causal_attention_forward(device.stream, s, part(qkv, 0), part(qkv, 1), part(qkv, 2), out_, lse_,
+                                          test::vector_of(w));
+        kernels::causal_attention_backward(device.stream, s, part(qkv, 0), part(qkv, 1), part(qkv, 2), out_, lse_, dout,
+                                           part(dqkv_, 0), part(dqkv_, 1), part(dqkv_, 2), test::vector_of(w));
+      },
+      got.qkv, got.out, got.lse, got.dout, got.dqkv, workspace);
+  test::expect_near(got.out, out, tolerance);
+  test::expect_near(got.lse, lse, tolerance);
+  test::expect_near(got.dqkv, dqkv, 10 * tolerance);
+  EXPECT_TRUE(got.out.padding_untouched() && got.dqkv.padding_untouched());
+}
+TEST(Attention, CudaFollowsTheFormula) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const std::int64_t seq : {1, 31, 33, 70}) {
+      compare_on_cuda<float>(device, full(2, 3, seq), 20, 4e-6);
+      compare_on_cuda<double>(device, full(1, 2, seq), 8, 1e-14);
+    }
+    compare_on_cuda<float>(device, full(1, 1, 45), 1, 4e-6);
+    compare_on_cuda<float>(device, full(1, 1, 45), 64, 4e-6);
+    compare_on_cuda<float>(device, full(1, 1, 45), 128, 8e-6);  // longer sums
+  });
+}
+
+TEST(Attention, CudaGivesARowTheSameBitsFromACache) {
+  test::on_cuda([](test::CudaDevice& device) {
+    constexpr std::int64_t kSeq = 70, kLast = 3, kHeadDim = 20, kHeads = 2, kCapacity = 75;
+    const AttentionShape whole{1, kHeads, kSeq, kSeq, kCapacity}, last{1, kHeads, kLast, kSeq, kCapacity};
+    const auto q = Matrix<float>::random(kSeq, kHeads * kHeadDim, 1);
+    const auto k = Matrix<float>::random(kCapacity, kHeads * kHeadDim, 2);
+    const auto v = Matrix<float>::random(kCapacity, kHeads * kHeadDim, 3);
+    Matrix<float> out(kSeq, kHeads * kHeadDim), few(kLast, kHeads * kHeadDim);
+    Matrix<float> workspace(1, kernels::attention_workspace(whole, kHeadDim, Device::cuda));
+    test::with_copies(
+        device,
+        [&](auto q_, auto k_, auto v_, auto out_, auto few_, auto w) {
+          kernels::causal_attention_forward(device.stream, whole, q_, k_, v_, out_, {}, test::vector_of(w));
+          kernels::causal_attention_forward(device.stream, last, q_.row_range(kSeq - kLast, kLast), k_, v_, few_, {},
+                                            test::vector_of(w));
+        },
+        q, k, v, out, few, workspace);
+    for (std::int64_t i = 0; i < kLast; ++i) {
+      for (std::int64_t c = 0; c < kHeads * kHeadDim; ++c) EXPECT_EQ(few(i, c), out(kSeq - kLast + i, c));
+    }
+  });
+}
+
+TEST(Attention, CudaRefusesHeadsThatAreTooWide) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const AttentionShape s = full(1, 1, 2);
+    const auto q = Matrix<float>::random(2, 129, 1);
+    Matrix<float> out(2, 129), workspace(1, kernels::attention_workspace(s, 129, Device::cuda));
+    test::with_copies(
+        device,
+        [&](auto q_, auto out_, auto w) {
+          EXPECT_THROW(kernels::causal_attention_forward(device.stream, s, q_, q_, q_, out_, {}, test::vector_of(w)),
+                       DeviceError);
+        },
+        q, out, workspace);
+  });
 }
 
 }  // namespace

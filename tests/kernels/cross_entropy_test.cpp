@@ -1,5 +1,6 @@
 #include "kernels/cross_entropy.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -171,6 +172,62 @@ TEST(CrossEntropy, RefusesWhatDoesNotFit) {
   EXPECT_THROW(kernels::cross_entropy_nll(cpu, max.view(), max.view(), targets.vector(), max.view()), DTypeError);
   EXPECT_THROW(kernels::cross_entropy_backward(cpu, max.view(), other.view(), targets.vector(), 0, 1, logits.view()),
                ShapeError);
+}
+
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, double tolerance) {
+  Stream& stream = device.stream;
+  test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+    const auto logits = Matrix<T>::random(rows, columns, 1, 4, padding);
+    auto targets = random_targets(rows, columns + 3);  // some are columns of another shard
+    targets(0, rows - 1) = rows > 1 ? -1 : 0;
+    Rows<T> got(rows), want(rows);
+    auto gradient = logits, want_gradient = logits;
+    const auto run = [](Stream& s, auto targets_, auto max, auto sum, auto target, auto nll, auto z) {
+      kernels::cross_entropy_row_max(s, z, max);
+      kernels::cross_entropy_row_sum(s, z, max, targets_, 1, sum, target);
+      kernels::cross_entropy_nll(s, sum, target, targets_, nll);
+      kernels::cross_entropy_backward(s, max, sum, targets_, 1, 0.25, z);
+    };
+    test::with_copies(
+        device,
+        [&](auto targets_, auto max, auto sum, auto target, auto nll, auto z) {
+          run(stream, test::vector_of(targets_), max, sum, target, test::vector_of(nll), z);
+        },
+        targets, got.max, got.sum, got.target, got.nll, gradient);
+    run(cpu, targets.vector(), want.max.view(), want.sum.view(), want.target.view(), want.nll.vector(),
+        want_gradient.view());
+    EXPECT_TRUE(got.max.same_bits(want.max));
+    test::expect_near(got.sum, want.sum, tolerance * want.sum.largest());
+    test::expect_near(got.target, want.target, tolerance);
+    test::expect_near(got.nll, want.nll, 4 * tolerance);
+    test::expect_near(gradient, want_gradient, tolerance);
+    EXPECT_TRUE(gradient.padding_untouched() && got.sum.padding_untouched());
+  });
+}
+TEST(CrossEntropy, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    compare_on_cuda<float>(device, 1e-6);
+    compare_on_cuda<double>(device, 1e-14);
+  });
+}
+
+TEST(CrossEntropy, CudaShowsNaN) {
+  test::on_cuda([](test::CudaDevice& device) {
+    auto logits = Matrix<float>::random(1, 257, 1);
+    logits(0, 200) = std::numeric_limits<float>::quiet_NaN();
+    const auto targets = Matrix<std::int32_t>::of(1, 1, {3});
+    Rows<float> got(1);
+    test::with_copies(
+        device,
+        [&](auto z, auto t, auto max, auto sum, auto target, auto nll) {
+          kernels::cross_entropy_row_max(device.stream, z, max);
+          kernels::cross_entropy_row_sum(device.stream, z, max, test::vector_of(t), 0, sum, target);
+          kernels::cross_entropy_nll(device.stream, sum, target, test::vector_of(t), test::vector_of(nll));
+        },
+        logits, targets, got.max, got.sum, got.target, got.nll);
+    EXPECT_TRUE(std::isnan(got.nll(0, 0)));
+  });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "kernels/embedding.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -81,6 +82,41 @@ TEST(Embedding, RefusesWhatDoesNotFit) {
   EXPECT_THROW(kernels::embedding_backward(cpu, tokens.vector(), y.view(), 0, GradMode::overwrite, table.view(),
                                            workspace.vector()),
                ShapeError);  // workspace: 5 + 4 elements
+}
+
+TEST(Embedding, CudaGivesTheCpusBits) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const std::int64_t columns : {1, 31, 33, 64, 260}) {
+      for (const std::int64_t count : {1, 257, 2500}) {  // more than two batches of the sort
+        constexpr std::int64_t kRows = 37, kFirst = 5;
+        const Rng rng(1, "tokens");
+        Matrix<std::int32_t> tokens(1, count), workspace(1, kernels::embedding_workspace(count, kRows));
+        for (std::int64_t t = 0; t < count; ++t) {  // token 6 is half of the text; some are not held here
+          const auto u = static_cast<std::uint64_t>(t);
+          tokens(0, t) = u % 2 == 0 ? 6 : static_cast<std::int32_t>(rng.below(u, kRows + 2 * kFirst));
+        }
+        const auto table = Matrix<float>::random(kRows, columns, 1, 1, columns % 2);
+        const auto dy = Matrix<float>::random(count, columns, 2, 1, columns % 2);
+        Matrix<float> y(count, columns, 1), want_y(count, columns), dtable(kRows, columns), want_dtable = dtable;
+        test::with_copies(
+            device,
+            [&](auto tokens_, auto table_, auto dy_, auto y_, auto dtable_, auto w) {
+              const TensorView t = test::vector_of(tokens_);
+              kernels::embedding_forward(device.stream, t, table_, kFirst, y_);
+              for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+                kernels::embedding_backward(device.stream, t, dy_, kFirst, mode, dtable_, test::vector_of(w));
+              }
+            },
+            tokens, table, dy, y, dtable, workspace);
+        kernels::embedding_forward(cpu, tokens.vector(), table.view(), kFirst, want_y.view());
+        backward(tokens, dy, kFirst, GradMode::overwrite, want_dtable);
+        backward(tokens, dy, kFirst, GradMode::accumulate, want_dtable);
+        EXPECT_TRUE(y.same_bits(want_y));
+        EXPECT_TRUE(dtable.same_bits(want_dtable));
+        EXPECT_TRUE(y.padding_untouched());
+      }
+    }
+  });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -100,6 +101,41 @@ TEST(Gelu, RefusesOperandsThatDoNotFit) {
   TensorView whole_numbers = a.view();
   whole_numbers.dtype = DType::i32;
   EXPECT_THROW(kernels::gelu_forward(cpu, whole_numbers, whole_numbers), DTypeError);
+}
+
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, double tolerance) {
+  test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+    const auto x = Matrix<T>::random(rows, columns, 1, 2, padding), dy = Matrix<T>::random(rows, columns, 2);
+    Matrix<T> y(rows, columns, padding), want_y(rows, columns), dx(rows, columns, padding), want_dx(rows, columns);
+    test::with_copies(
+        device,
+        [&](auto x_, auto dy_, auto y_, auto dx_) {
+          kernels::gelu_forward(device.stream, x_, y_);
+          kernels::gelu_backward(device.stream, x_, dy_, GradMode::overwrite, dx_);
+          kernels::gelu_backward(device.stream, x_, dy_, GradMode::accumulate, dx_);
+        },
+        x, dy, y, dx);
+    kernels::gelu_forward(cpu, x.view(), want_y.view());
+    kernels::gelu_backward(cpu, x.view(), dy.view(), GradMode::overwrite, want_dx.view());
+    kernels::gelu_backward(cpu, x.view(), dy.view(), GradMode::accumulate, want_dx.view());
+    test::expect_near(y, want_y, tolerance);
+    test::expect_near(dx, want_dx, 4 * tolerance);
+    EXPECT_TRUE(y.padding_untouched() && dx.padding_untouched());
+  });
+}
+TEST(Gelu, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    compare_on_cuda<float>(device, 2e-6);
+    compare_on_cuda<double>(device, 1e-14);
+  });
+}
+
+TEST(Gelu, CudaRefusesHostMemory) {
+  test::on_cuda([](test::CudaDevice& device) {
+    Matrix<float> x(2, 3);
+    EXPECT_THROW(kernels::gelu_forward(device.stream, x.view(), x.view()), InternalError);
+  });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "kernels/layer_norm.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -155,6 +156,61 @@ TEST(LayerNorm, RefusesWhatDoesNotFit) {
   EXPECT_THROW(kernels::layer_norm_backward(cpu, x.view(), kNone, mean.view(), kNone, y.view(), GradMode::overwrite,
                                             x.view(), GradMode::overwrite, kNone, kNone),
                Error);
+}
+
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, double tolerance) {
+  Stream& stream = device.stream;
+  test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+    const auto x = Matrix<T>::random(rows, columns, 1, 2, padding), dy = Matrix<T>::random(rows, columns, 2);
+    const auto weight = Matrix<T>::random(1, columns, 3), bias = Matrix<T>::random(1, columns, 4);
+    struct Results {
+      Matrix<T> y, plain, mean, rstd, dx, dplain, dweight, dbias;
+    };
+    const auto nan = [&] {
+      return Results{{rows, columns, padding}, {rows, columns}, {rows, 1, 2}, {rows, 1},
+                     {rows, columns, padding}, {rows, columns}, {1, columns}, {1, columns}};
+    };
+    const auto run = [](Stream& s, auto x_, auto dy_, auto w, auto b, auto y, auto plain, auto mean, auto rstd, auto dx,
+                        auto dplain, auto dw, auto db) {
+      // Without parameters first, whose backward reads the result; then with them.
+      kernels::layer_norm_forward(s, x_, kNone, kNone, kEps, plain, mean, rstd);
+      kernels::layer_norm_backward(s, plain, kNone, kNone, rstd, dy_, GradMode::overwrite, dplain, GradMode::overwrite,
+                                   kNone, kNone);
+      kernels::layer_norm_forward(s, x_, w, b, kEps, y, mean, rstd);
+      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+        kernels::layer_norm_backward(s, x_, w, mean, rstd, dy_, mode, dx, mode, dw, db);
+      }
+    };
+    Results got = nan(), want = nan();
+    test::with_copies(
+        device,
+        [&](auto x_, auto dy_, auto w, auto b, auto y, auto plain, auto mean, auto rstd, auto dx, auto dplain, auto dw,
+            auto db) {
+          run(stream, x_, dy_, test::vector_of(w), test::vector_of(b), y, plain, mean, rstd, dx, dplain,
+              test::vector_of(dw), test::vector_of(db));
+        },
+        x, dy, weight, bias, got.y, got.plain, got.mean, got.rstd, got.dx, got.dplain, got.dweight, got.dbias);
+    run(cpu, x.view(), dy.view(), weight.vector(), bias.vector(), want.y.view(), want.plain.view(), want.mean.view(),
+        want.rstd.view(), want.dx.view(), want.dplain.view(), want.dweight.vector(), want.dbias.vector());
+    // One column has no spread: 1/std is 1/sqrt(eps), and what it multiplies is rounding.
+    const double t = columns == 1 ? 1e3 * tolerance : tolerance;
+    test::expect_near(got.y, want.y, t);
+    test::expect_near(got.plain, want.plain, t);
+    test::expect_near(got.mean, want.mean, t);
+    test::expect_near(got.rstd, want.rstd, t * want.rstd.largest());
+    test::expect_near(got.dx, want.dx, 4 * t);
+    test::expect_near(got.dplain, want.dplain, 4 * t);
+    test::expect_near(got.dweight, want.dweight, 10 * t);
+    test::expect_near(got.dbias, want.dbias, 10 * t);
+    EXPECT_TRUE(got.y.padding_untouched() && got.mean.padding_untouched() && got.dx.padding_untouched());
+  });
+}
+TEST(LayerNorm, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    compare_on_cuda<float>(device, 4e-6);
+    compare_on_cuda<double>(device, 1e-14);
+  });
 }
 
 }  // namespace

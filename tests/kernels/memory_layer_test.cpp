@@ -4,6 +4,7 @@
 #include <numeric>
 #include <string>
 
+#include "device_matrix.h"
 #include "kernels/cpu/memory_layer_passes.h"
 #include "matrix.h"
 
@@ -102,7 +103,7 @@ struct Outputs {
   void backward(const MemoryHash& hash, const Matrix<T>& x, const Matrix<T>& tables, const Matrix<T>& dy,
                 GradMode mode) {
     const std::int64_t bits = hash.coordinates.rows();
-    Codes order(1, kernels::memory_lookup_workspace(x.rows(), bits));
+    Codes order(1, kernels::memory_lookup_workspace(x.rows(), bits, hash.coordinates.columns()));
     const kernels::MemoryBackward layer{tables.view(), dy.view(), mode, dtables.view()};
     kernels::memory_lookup_backward(cpu, bits, view(codes), view(weights), {&layer, 1}, dweights.view(),
                                     order.vector());
@@ -262,7 +263,7 @@ TEST(MemoryLayer, LayersOfAGroupShareTheHash) {
   }
   MemoryHash with = hash;
   with.coordinates = coordinates.view();
-  Codes codes(rows, tables), order(1, kernels::memory_lookup_workspace(rows, bits));
+  Codes codes(rows, tables), order(1, kernels::memory_lookup_workspace(rows, bits, tables));
   Matrix<double> weights(rows, tables), dweights(tables, rows), want(tables, rows);
   kernels::memory_hash_forward(cpu, with, x.view(), codes.view(), weights.view());
   kernels::memory_lookup_forward(cpu, bits, codes.view(), weights.view(), forward);
@@ -378,6 +379,112 @@ TEST(MemoryLayer, TablesOfAShardAreRanges) {
   kernels::memory_hash_backward(cpu, part, x.view(), want.dweights.view().row_range(first, count), GradMode::overwrite,
                                 dx.view());
   test::expect_near(dx, want.dx, 1e-15);
+}
+
+/// The kernels on a device: the hash, a group of two layers of which the first wants its gradient alone, backward twice
+/// (overwrite, accumulate), beside the same on the CPU.
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, const MemoryHash& hash, std::int64_t rows, std::int64_t tables,
+                     std::int64_t bits, std::int64_t columns, double epsilon) {
+  SCOPED_TRACE(testing::Message() << rows << " rows, " << tables << " tables of " << bits << " bits");
+  struct Run {
+    Matrix<T> weights, y, y2, dtables, dweights, dx;
+    Codes codes, order;
+  };
+  const std::int64_t d = 40, padding = columns % 2;
+  const Codes coordinates = chunks(bits, tables, d, 3);  // tables share coordinates
+  const Matrix<T> x = inputs<T>(rows, d, 1);
+  const auto table = Matrix<T>::random(tables << bits, columns, 2, 1, padding);
+  const auto table2 = Matrix<T>::random(tables << bits, 5, 3);
+  const auto dy = Matrix<T>::random(rows, columns, 4, 1, padding), dy2 = Matrix<T>::random(rows, 5, 5);
+  const auto all = [&](Stream& stream, Run& r) {
+    const std::int64_t size = kernels::memory_lookup_workspace(rows, bits, tables, stream.device());
+    r.order = Codes(1, size);
+    const auto run = [&](auto at, auto x_, auto t1, auto t2, auto g1, auto g2, auto codes, auto weights, auto y1,
+                         auto y2, auto dtables, auto dweights, auto dx, auto order) {
+      MemoryHash with = hash;
+      with.coordinates = at;
+      kernels::memory_hash_forward(stream, with, x_, codes, weights);
+      const std::array forward{kernels::MemoryForward{t1, y1}, kernels::MemoryForward{t2, y2}};
+      kernels::memory_lookup_forward(stream, bits, codes, weights, forward);
+      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+        const std::array backward{kernels::MemoryBackward{t1, g1, mode, dtables},
+                                  kernels::MemoryBackward{t2, g2, mode, {}}};
+        kernels::memory_lookup_backward(stream, bits, codes, weights, backward, dweights, test::vector_of(order));
+        kernels::memory_hash_backward(stream, with, x_, dweights, mode, dx);
+      }
+    };
+    if (stream.device() == Device::cuda) {
+      test::with_copies(device, run, coordinates, x, table, table2, dy, dy2, r.codes, r.weights, r.y, r.y2, r.dtables,
+                        r.dweights, r.dx, r.order);
+    } else {
+      run(coordinates.view(), x.view(), table.view(), table2.view(), dy.view(), dy2.view(), r.codes.view(),
+          r.weights.view(), r.y.view(), r.y2.view(), r.dtables.view(), r.dweights.view(), r.dx.view(), r.order.view());
+    }
+  };
+  Run want{Matrix<T>(rows, tables, 3), Matrix<T>(rows, columns, padding),
+           Matrix<T>(rows, 5),         Matrix<T>(tables << bits, columns, padding),
+           Matrix<T>(tables, rows, 1), Matrix<T>(rows, d, 1),
+           Codes(rows, tables, 1),     Codes(1, 1)};
+  Run got = want, again = want;
+  all(cpu, want);
+  all(device.stream, got);
+  all(device.stream, again);
+  EXPECT_TRUE(got.codes.same_bits(want.codes));
+  // An output is a sum of `terms` products of numbers of the order of 1, with a weight that may be off as well.
+  const auto near = [&](const Matrix<T>& a, const Matrix<T>& b, std::int64_t terms) {
+    test::expect_near(a, b, epsilon * static_cast<double>(terms + 4 * bits) * std::max(1.0, b.largest()));
+    EXPECT_TRUE(a.padding_untouched());
+  };
+  near(got.weights, want.weights, 1);
+  near(got.y, want.y, tables);
+  near(got.y2, want.y2, tables);
+  near(got.dtables, want.dtables, 2 * rows);
+  near(got.dweights, want.dweights, columns + 5);
+  near(got.dx, want.dx, columns + 5 + 2 * tables * bits);
+  EXPECT_TRUE(got.y.same_bits(again.y) && got.dtables.same_bits(again.dtables) && got.dx.same_bits(again.dx));
+}
+
+TEST(MemoryLayer, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const HashWeight weight : {HashWeight::p, HashWeight::l1_times_p}) {
+      const auto hash = [&](std::int64_t weight_bits) { return MemoryHash{weight, 0.7, weight_bits, {}}; };
+      for (const std::int64_t columns : test::kAwkwardSizes) {
+        compare_on_cuda<float>(device, hash(4), 33, 5, 4, columns, 1.2e-7);
+      }
+      compare_on_cuda<float>(device, hash(2), 1, 33, 3, 64, 1.2e-7);
+      compare_on_cuda<float>(device, hash(1), 1100, 3, 1, 8, 1.2e-7);  // more than a batch of the sort
+      compare_on_cuda<float>(device, hash(9), 31, 2, 11, 4, 1.2e-7);   // more rows of a table than threads that sort
+      compare_on_cuda<float>(device, hash(3), 0, 4, 3, 7, 1.2e-7);
+      compare_on_cuda<double>(device, hash(3), 31, 35, 4, 30, 2.3e-16);
+    }
+  });
+}
+
+TEST(MemoryLayer, CudaRowsThatWereHitAreNeverZero) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const std::int64_t rows = 7, bits = 3;
+    const auto codes = Codes::of(rows, 1, {1, 1, 4, 6, 1, 4, 1});
+    const auto weights = Matrix<float>::random(rows, 1, 1);
+    const auto table = Matrix<float>::random(8, 40, 2);
+    const auto dy = Matrix<float>::of(rows, 40, std::vector<float>(static_cast<std::size_t>(rows) * 40));
+    Matrix<float> dtables(8, 40);
+    Codes order(1, kernels::memory_lookup_workspace(rows, bits, 1, Device::cuda));
+    test::with_copies(
+        device,
+        [&](auto codes_, auto weights_, auto table_, auto dy_, auto dtables_, auto order_) {
+          const kernels::MemoryBackward layer{table_, dy_, GradMode::overwrite, dtables_};
+          kernels::memory_lookup_backward(device.stream, bits, codes_, weights_, {&layer, 1}, {},
+                                          test::vector_of(order_));
+        },
+        codes, weights, table, dy, dtables, order);
+    for (std::int64_t row = 0; row < 8; ++row) {
+      const bool hit = row == 1 || row == 4 || row == 6;
+      for (std::int64_t c = 0; c < 40; ++c) {
+        EXPECT_EQ(dtables(row, c), hit && c == 0 ? std::numeric_limits<float>::min() : 0.0F);
+      }
+    }
+  });
 }
 
 TEST(MemoryLayer, RefusesWhatDoesNotFit) {

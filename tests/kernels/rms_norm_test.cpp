@@ -1,5 +1,6 @@
 #include "kernels/rms_norm.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -76,6 +77,41 @@ TEST(RmsNorm, RefusesWhatDoesNotFit) {
   Matrix<float> x(2, 3), y(2, 4), weight(1, 3);
   EXPECT_THROW(kernels::rms_norm_forward(cpu, x.view(), weight.vector(), 1e-8, y.view(), {}), ShapeError);
   EXPECT_THROW(kernels::rms_norm_forward(cpu, x.view(), Matrix<float>(1, 2).vector(), 1e-8, x.view(), {}), ShapeError);
+}
+
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, double tolerance) {
+  test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+    const auto x = Matrix<T>::random(rows, columns, 1, 2, padding), dy = Matrix<T>::random(rows, columns, 2);
+    const auto weight = Matrix<T>::random(1, columns, 3);
+    Matrix<T> y(rows, columns, padding), rrms(rows, 1, 2), dx(rows, columns, padding), dweight(1, columns);
+    auto want_y = y, want_rrms = rrms, want_dx = dx, want_dweight = dweight;
+    const auto run = [](Stream& s, auto x_, auto dy_, auto w, auto y_, auto rrms_, auto dx_, auto dw) {
+      kernels::rms_norm_forward(s, x_, w, 1e-5, y_, rrms_);
+      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+        kernels::rms_norm_backward(s, x_, w, rrms_, dy_, mode, dx_, mode, dw);
+      }
+    };
+    test::with_copies(
+        device,
+        [&](auto x_, auto dy_, auto w, auto y_, auto rrms_, auto dx_, auto dw) {
+          run(device.stream, x_, dy_, test::vector_of(w), y_, rrms_, dx_, test::vector_of(dw));
+        },
+        x, dy, weight, y, rrms, dx, dweight);
+    run(cpu, x.view(), dy.view(), weight.vector(), want_y.view(), want_rrms.view(), want_dx.view(),
+        want_dweight.vector());
+    test::expect_near(y, want_y, tolerance);
+    test::expect_near(rrms, want_rrms, tolerance * want_rrms.largest());
+    test::expect_near(dx, want_dx, 4 * tolerance * std::max(1.0, want_dx.largest()));
+    test::expect_near(dweight, want_dweight, 10 * tolerance);
+    EXPECT_TRUE(y.padding_untouched() && dx.padding_untouched());
+  });
+}
+TEST(RmsNorm, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    compare_on_cuda<float>(device, 4e-6);
+    compare_on_cuda<double>(device, 1e-14);
+  });
 }
 
 }  // namespace

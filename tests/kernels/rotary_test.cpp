@@ -1,5 +1,6 @@
 #include "kernels/rotary.h"
 
+#include "device_matrix.h"
 #include "matrix.h"
 
 namespace tforge {
@@ -95,6 +96,38 @@ TEST(Rotary, RefusesPositionsPastTheTables) {
   EXPECT_THROW(t.apply(RotaryDirection::forward, 2, 3, 0, x), ShapeError);  // 4 rows, sequences of 3
   EXPECT_THROW(t.apply(RotaryDirection::forward, 3, 4, 0, x), ShapeError);  // 8 columns, 3 heads
   EXPECT_THROW(t.apply(RotaryDirection::forward, 4, 4, 0, x), ShapeError);  // heads of 2, 4 dimensions rotate
+}
+
+TEST(Rotary, CudaFollowsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    Stream& stream = device.stream;
+    for (const std::int64_t half : {1, 4, 31}) {
+      for (const std::int64_t heads : {1, 3, 33}) {
+        constexpr std::int64_t kSeq = 5, kFirst = 2;
+        const Tables<float> want(kSeq + kFirst, half);
+        Matrix<float> cosine(kSeq + kFirst, half, 1), sine(kSeq + kFirst, half);
+        auto x = Matrix<float>::random(2 * kSeq, heads * (2 * half + 1), 1, 1, 3), want_x = x, back = x;
+        const auto apply = [&](RotaryDirection direction, auto c, auto s, auto x_) {
+          kernels::rotary_apply(stream, direction, c, s, heads, kSeq, kFirst, x_);
+        };
+        test::with_copies(
+            device,
+            [&](auto c, auto s, auto x_, auto back_) {
+              kernels::rotary_tables(stream, 10000, c, s);
+              apply(RotaryDirection::forward, c, s, x_);
+              apply(RotaryDirection::forward, c, s, back_);
+              apply(RotaryDirection::backward, c, s, back_);
+            },
+            cosine, sine, x, back);
+        test::expect_near(cosine, want.cosine, 1e-7);
+        test::expect_near(sine, want.sine, 1e-7);
+        test::expect_near(back, want_x, 2e-6);
+        want.apply(RotaryDirection::forward, heads, kSeq, kFirst, want_x);
+        test::expect_near(x, want_x, 2e-6);
+        EXPECT_TRUE(x.padding_untouched() && cosine.padding_untouched());
+      }
+    }
+  });
 }
 
 }  // namespace

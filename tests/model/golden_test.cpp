@@ -19,13 +19,15 @@ namespace {
 
 class Golden : public ::testing::TestWithParam<std::string> {};
 
-void expect_close(const std::string& name, std::size_t tensors, DType dtype, double tolerance) {
+void expect_close(const std::string& name, std::size_t tensors, DType dtype, double tolerance,
+                  Device device = Device::cpu) {
   Communicator& world = test_world();
+  Workplace place(world, device);
   const std::string path = source_file("tests/golden/" + name + ".h5");
   for (int dp = 1; dp <= world.size(); ++dp) {
     if (world.size() % dp != 0) continue;
     Mesh mesh = Mesh::create(world, dp, world.size() / dp);
-    const std::vector<TensorError> errors = compare_with_published(path, dtype, mesh);
+    const std::vector<TensorError> errors = compare_with_published(path, dtype, mesh, place);
     EXPECT_EQ(errors.size(), tensors);
     for (const TensorError& e : errors) {
       EXPECT_LT(e.error, tolerance) << e.name << " at " << dp << "x" << world.size() / dp;
@@ -46,6 +48,21 @@ TEST(GoldenTransformer, FromPyTorch) {
   expect_close("transformer", tensors_of(16), DType::f32, 2e-5);
 }
 
+/// Calls f where there is a device for one rank.
+template <class F>
+void on_cuda(const F& f) {
+  const Devices found = devices_of(Device::cuda);
+  if (found.count == 0) GTEST_SKIP() << "no CUDA device: " << found.why_none;
+  if (test_world().size() > 1) GTEST_SKIP() << "a device is used by one rank";
+  f();
+}
+TEST_P(Golden, CudaF32) {
+  on_cuda([] { expect_close("tokenformer_" + GetParam(), tensors_of(10), DType::f32, 1e-4, Device::cuda); });
+}
+TEST(GoldenTransformer, Cuda) {
+  on_cuda([] { expect_close("transformer", tensors_of(16), DType::f32, 1e-4, Device::cuda); });
+}
+
 INSTANTIATE_TEST_SUITE_P(Norms, Golden, ::testing::Values("l2_norm_gelu", "gelu_l2_norm", "softmax"),
                          [](const auto& test) { return test.param; });
 
@@ -55,19 +72,20 @@ std::string memoryformer_file(const std::string& norm) {
 
 class MemoryFormerGolden : public ::testing::TestWithParam<std::string> {};
 
+/// Hidden states, logits, loss, embedding, final norm and two blocks.
+std::size_t memoryformer_tensors(const std::string& norm) {
+  const std::size_t norms = norm == "rmsnorm" ? 1 : 2;  // tensors of one
+  return 2U + 1 + 1 + 2 + norms + 2 * (2 * norms + 2 + 2 * 5);
+}
+
 // In f64 alone: in f32 a sum in another order may flip a bit of a hash.
 TEST_P(MemoryFormerGolden, WholeModel) {
-  Communicator& world = test_world();
-  for (int dp = 1; dp <= world.size(); ++dp) {
-    if (world.size() % dp != 0) continue;
-    Mesh mesh = Mesh::create(world, dp, world.size() / dp);
-    const std::vector<TensorError> errors = compare_with_published(memoryformer_file(GetParam()), DType::f64, mesh);
-    const std::size_t norms = GetParam() == "rmsnorm" ? 1 : 2;  // tensors of one
-    EXPECT_EQ(errors.size(), 2U + 1 + 1 + 2 + norms + 2 * (2 * norms + 2 + 2 * 5));
-    for (const TensorError& e : errors) {
-      EXPECT_LT(e.error, 1e-6) << e.name << " at " << dp << "x" << world.size() / dp;
-    }
-  }
+  expect_close("memoryformer_" + GetParam(), memoryformer_tensors(GetParam()), DType::f64, 1e-6);
+}
+TEST_P(MemoryFormerGolden, CudaWholeModel) {
+  on_cuda([] {
+    expect_close("memoryformer_" + GetParam(), memoryformer_tensors(GetParam()), DType::f64, 1e-6, Device::cuda);
+  });
 }
 
 TEST_P(MemoryFormerGolden, OneLayer) {

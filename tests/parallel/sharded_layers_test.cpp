@@ -12,6 +12,7 @@
 #include "autograd/ops/embedding.h"
 #include "autograd/ops/head_cross_entropy.h"
 #include "autograd/ops/pattention.h"
+#include "core/copy.h"
 #include "core/rng.h"
 #include "parallel/ops/copy_to.h"
 #include "parallel/ops/gather_columns.h"
@@ -104,7 +105,7 @@ class ShardedLayers : public testing::TestWithParam<std::tuple<PattentionNorm, K
     const Var h = row_normalize(tape, reduce_from(tape, std::move(p), tp), proj_scale, norm);
     const HeadLoss head = head_cross_entropy(tape, copy_to(tape, h, tp), m.table, words("targets"),
                                              vocab.begin(tp.rank()), 1.0 / kRows, reducer);
-    m.loss = head.nll_sum;
+    m.loss = number_of(stream_, head.nll_sum);
     m.logits_input.assign(h.value().span<double>().begin(), h.value().span<double>().end());
     tape.backward(head.loss);
     return m;

@@ -13,6 +13,7 @@
 #include "autograd/ops/embedding.h"
 #include "autograd/ops/head_cross_entropy.h"
 #include "autograd/ops/pattention.h"
+#include "core/copy.h"
 #include "core/errors.h"
 #include "core/rng.h"
 #include "parallel/ops/gather_columns.h"
@@ -227,7 +228,7 @@ class VirtualShardOps : public VirtualShards,
     result.nll.assign(nll.span<double>().begin(), nll.span<double>().end());
     const HeadLoss loss =
         head_cross_entropy(tape, h, table, targets, vocab.ranks.begin(rank), 1.0 / kRows, reducer, head);
-    result.loss = loss.nll_sum;
+    result.loss = number_of(stream_, loss.nll_sum);
     result.outputs.assign(h.value().span<float>().begin(), h.value().span<float>().end());
     tape.backward(loss.loss);
     return result;

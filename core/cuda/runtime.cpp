@@ -1,0 +1,85 @@
+#include "core/cuda/runtime.h"
+
+#include <cuda_runtime.h>
+
+#include "core/errors.h"
+
+namespace tforge::cuda {
+
+namespace {
+
+cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.native()); }
+
+void* or_null(cudaError_t status, void* memory, const char* what) {
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not an error of the call that comes next
+    return nullptr;
+  }
+  check(status, what);
+  return memory;
+}
+
+}  // namespace
+
+void check(int status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw DeviceError("{}: {}", what, cudaGetErrorString(static_cast<cudaError_t>(status)));
+}
+
+Devices devices() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    return {0, cudaGetErrorString(status)};
+  }
+  return {count, count == 0 ? "the driver sees none" : ""};
+}
+
+void* create_stream(int number) {
+  check(cudaSetDevice(number), "cudaSetDevice");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  return stream;
+}
+
+void destroy_stream(void* stream) { cudaStreamDestroy(static_cast<cudaStream_t>(stream)); }
+
+void wait(const Stream& stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
+
+void* allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, bytes);
+  return or_null(status, memory, "cudaMalloc");
+}
+
+void* allocate_pinned(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocHost(&memory, bytes);
+  return or_null(status, memory, "cudaMallocHost");
+}
+
+void release(void* device_memory) { cudaFree(device_memory); }
+void release_pinned(void* host_memory) { cudaFreeHost(host_memory); }
+
+void zero(const Stream& stream, void* to, std::size_t bytes) {
+  check(cudaMemsetAsync(to, 0, bytes, native(stream)), "cudaMemsetAsync");
+}
+
+void zero(const Stream& stream, void* to, std::size_t pitch, std::size_t row_bytes, std::size_t rows) {
+  if (rows == 1) return zero(stream, to, row_bytes);
+  check(cudaMemset2DAsync(to, pitch, 0, row_bytes, rows, native(stream)), "cudaMemset2DAsync");
+}
+
+void copy(const Stream& stream, const void* from, std::size_t from_pitch, void* to, std::size_t to_pitch,
+          std::size_t row_bytes, std::size_t rows) {
+  if (row_bytes == 0 || rows == 0) return;
+  if (rows == 1 || (from_pitch == row_bytes && to_pitch == row_bytes)) {
+    check(cudaMemcpyAsync(to, from, row_bytes * rows, cudaMemcpyDefault, native(stream)), "cudaMemcpyAsync");
+  } else {
+    check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, rows, cudaMemcpyDefault, native(stream)),
+          "cudaMemcpy2DAsync");
+  }
+}
+
+}  // namespace tforge::cuda

@@ -1,0 +1,11 @@
+#include "kernels/check.h"
+
+#include "core/cuda_built.h"
+
+namespace tforge::kernels {
+
+void check_built(const char* op, const Stream& stream) {
+  if (stream.device() != Device::cpu && !kCudaBuilt) throw DeviceError("{}: this build has CPU kernels only", op);
+}
+
+}  // namespace tforge::kernels

@@ -1,0 +1,156 @@
+#include "kernels/cuda/elementwise.h"
+
+#include "kernels/cuda/columns.cuh"
+#include "kernels/cuda/map.cuh"
+
+namespace tforge::kernels::cuda {
+
+namespace {
+
+struct Same {
+  template <class T>
+  __device__ T operator()(T x) const {
+    return x;
+  }
+};
+template <class T>
+struct Times {
+  T alpha;
+  __device__ T operator()(T x) const { return alpha * x; }
+};
+/// NaN wins.
+struct LargestOrNaN {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a < b || b != b ? b : a;
+  }
+};
+/// To nearest, ties to even; NaN stays NaN: the bits of core/dtype.h.
+struct ToBf16 {
+  __device__ std::uint16_t operator()(float x) const {
+    const unsigned u = __float_as_uint(x);
+    if ((u & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((u >> 16) | 0x40U);
+    return static_cast<std::uint16_t>((u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
+  }
+};
+struct FromBf16 {
+  __device__ float operator()(std::uint16_t bits) const { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
+};
+
+constexpr int kThreads = 256;
+
+/// Each element of y is read, as one of the parts perhaps, before it is written.
+template <class T, class Fold>
+__global__ void fold_parts(Parts<T> parts, Fold fold, T* y, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
+    T value = parts.data[0][i];
+    for (int p = 1; p < parts.count; ++p) value = fold(value, parts.data[p][i]);
+    y[i] = value;
+  }
+}
+
+template <class T, class Fold>
+void fold_in_order(const Stream& stream, const Parts<T>& parts, Fold fold, T* y, std::int64_t count) {
+  if (count == 0) return;
+  launch(stream, blocks_for(count, kThreads, 1 << 14), kThreads, 0, fold_parts<T, Fold>, parts, fold, y, count);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) fill_kernel(Rows<T> y, T value) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  for (std::int64_t r = blockIdx.y; r < y.rows; r += gridDim.y) {
+    for (std::int64_t c = first; c < y.columns; c += step) y.row(r)[c] = value;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_row_kernel(const T* row, Rows<T> y) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= y.columns) return;
+  for (std::int64_t r = blockIdx.y; r < y.rows; r += gridDim.y) y.row(r)[c] += row[c];
+}
+
+template <class T>
+__global__ void __launch_bounds__(kTileColumns* kTileRows) column_sums_kernel(Rows<const T> x, GradMode mode, T* y) {
+  T sum[1];
+  const std::int64_t column = down_columns(
+      x.rows, x.columns, [&](std::int64_t t, std::int64_t c, T(&s)[1]) { s[0] += x.row(t)[c]; }, sum);
+  if (column >= 0) write(mode, sum[0], y + column);
+}
+
+/// One block: what is added up this way is short, one number a row at most.
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_up(const T* x, std::int64_t count, GradMode mode, T* sum) {
+  T mine = 0;
+  for (std::int64_t i = threadIdx.x; i < count; i += kThreads) mine += x[i];
+  mine = over_block<Sum, kThreads>(mine);
+  if (threadIdx.x == 0) *sum = mode == GradMode::accumulate ? *sum + mine : mine;
+}
+
+}  // namespace
+
+template <class T>
+void fill(const Stream& stream, Rows<T> y, T value) {
+  constexpr std::int64_t kMostRows = 65535;  // of a grid
+  if (y.elements() == 0) return;
+  if (y.contiguous()) y = {y.data, y.elements(), 1, y.elements()};
+  launch(stream, dim3(blocks_for(y.columns, kThreads, 1 << 14), blocks_for(y.rows, 1, kMostRows)), kThreads, 0,
+         fill_kernel<T>, y, value);
+}
+template <class T>
+void add_to(const Stream& stream, Rows<const T> x, GradMode mode, Rows<T> y) {
+  if (mode == GradMode::overwrite) map(stream, Same(), y, x);
+  else map(stream, Sum(), y, as_const(y), x);
+}
+template <class T>
+void add(const Stream& stream, Rows<const T> a, Rows<const T> b, Rows<T> y) {
+  map(stream, Sum(), y, a, b);
+}
+template <class T>
+void add_in_order(const Stream& stream, const Parts<T>& parts, T* y, std::int64_t count) {
+  fold_in_order(stream, parts, Sum(), y, count);
+}
+template <class T>
+void max_in_order(const Stream& stream, const Parts<T>& parts, T* y, std::int64_t count) {
+  fold_in_order(stream, parts, LargestOrNaN(), y, count);
+}
+template <class T>
+void scale(const Stream& stream, T alpha, Rows<const T> x, Rows<T> y) {
+  map(stream, Times<T>{alpha}, y, x);
+}
+template <class T>
+void add_row(const Stream& stream, const T* row, Rows<T> y) {
+  constexpr std::int64_t kMostRows = 65535;  // of a grid
+  if (y.elements() == 0) return;
+  launch(stream, dim3(blocks_for(y.columns, kThreads), blocks_for(y.rows, 1, kMostRows)), kThreads, 0,
+         add_row_kernel<T>, row, y);
+}
+template <class T>
+void column_sums(const Stream& stream, Rows<const T> x, GradMode mode, T* y) {
+  if (x.columns == 0) return;
+  launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, column_sums_kernel<T>, x, mode, y);
+}
+template <class T>
+void sum_to(const Stream& stream, const T* x, std::int64_t count, GradMode mode, T* sum) {
+  launch(stream, 1, kThreads, 0, add_up<T>, x, count, mode, sum);
+}
+void to_bf16(const Stream& stream, Rows<const float> x, Rows<std::uint16_t> y) { map(stream, ToBf16(), y, x); }
+void from_bf16(const Stream& stream, Rows<const std::uint16_t> x, Rows<float> y) { map(stream, FromBf16(), y, x); }
+
+#define TFORGE_INSTANTIATE(T)                                                      \
+  template void fill<T>(const Stream&, Rows<T>, T);                                \
+  template void add_to<T>(const Stream&, Rows<const T>, GradMode, Rows<T>);        \
+  template void add<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<T>);      \
+  template void add_in_order<T>(const Stream&, const Parts<T>&, T*, std::int64_t); \
+  template void max_in_order<T>(const Stream&, const Parts<T>&, T*, std::int64_t); \
+  template void scale<T>(const Stream&, T, Rows<const T>, Rows<T>);                \
+  template void add_row<T>(const Stream&, const T*, Rows<T>);                      \
+  template void column_sums<T>(const Stream&, Rows<const T>, GradMode, T*);        \
+  template void sum_to<T>(const Stream&, const T*, std::int64_t, GradMode, T*)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+#undef TFORGE_INSTANTIATE
+
+}  // namespace tforge::kernels::cuda

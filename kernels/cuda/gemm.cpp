@@ -1,0 +1,179 @@
+#include "kernels/cuda/gemm.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <map>
+#include <tuple>
+#include <utility>
+
+#include "core/cuda/runtime.h"
+#include "core/errors.h"
+#include "kernels/cuda/cublas_lt.cuh"
+#include "kernels/device_libraries.h"
+
+namespace tforge::kernels::cuda {
+
+namespace {
+
+void check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) throw DeviceError("{}: {}", what, cublas_lt().cublasLtGetStatusString(status));
+}
+
+/// A handle of cuBLASLt that is destroyed with its owner.
+template <class Handle, auto CublasLt::*kDestroy>
+class Owned {
+ public:
+  Owned() = default;
+  Owned(Owned&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Owned& operator=(Owned&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Owned() {
+    if (handle_ != nullptr) (cublas_lt().*kDestroy)(handle_);
+  }
+  operator Handle() const { return handle_; }  // NOLINT(google-explicit-constructor): stands for the handle
+  Handle* place() { return &handle_; }
+
+ private:
+  Handle handle_ = nullptr;
+};
+using Library = Owned<cublasLtHandle_t, &CublasLt::cublasLtDestroy>;
+using Description = Owned<cublasLtMatmulDesc_t, &CublasLt::cublasLtMatmulDescDestroy>;
+using Layout = Owned<cublasLtMatrixLayout_t, &CublasLt::cublasLtMatrixLayoutDestroy>;
+using Preference = Owned<cublasLtMatmulPreference_t, &CublasLt::cublasLtMatmulPreferenceDestroy>;
+
+/// A row-major matrix is a column-major one of the transposed matrix.
+template <class T>
+Layout layout_of(cudaDataType_t type, const Rows<T>& m) {
+  Layout layout;
+  const std::int64_t pitch = std::max<std::int64_t>({m.rows > 1 ? m.stride : 0, m.columns, 1});
+  check(cublas_lt().cublasLtMatrixLayoutCreate(layout.place(), type, static_cast<std::uint64_t>(m.columns),
+                                               static_cast<std::uint64_t>(m.rows), pitch),
+        "cublasLtMatrixLayoutCreate");
+  return layout;
+}
+
+/// The largest power of two, up to 256, that divides an address.
+std::uint32_t alignment_of(const void* data) {
+  return 1U << std::min(std::countr_zero(reinterpret_cast<std::uintptr_t>(data)), 8);
+}
+
+/// All that the choice of an algorithm depends on.
+using Key = std::tuple<cudaDataType_t, Op, Op, std::array<std::int64_t, 9>, std::array<std::uint32_t, 3>>;
+
+/// A product made ready: the descriptions of its operands, and the algorithm.
+struct Plan {
+  Description description;
+  Layout a, b, c;
+  cublasLtMatmulAlgo_t algorithm{};
+};
+
+class CublasLtProducts final : public MatrixProducts {
+ public:
+  CublasLtProducts(void* workspace, std::size_t bytes) : workspace_(workspace), workspace_bytes_(bytes) {
+    check(cublas_lt().cublasLtCreate(library_.place()), "cublasLtCreate");
+  }
+  void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const float> a, Rows<const float> b,
+           GradMode mode, Rows<float> c) override {
+    product(stream, CUDA_R_32F, CUBLAS_COMPUTE_32F, a_op, b_op, static_cast<float>(alpha), a, b, mode, c);
+  }
+  void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const double> a, Rows<const double> b,
+           GradMode mode, Rows<double> c) override {
+    product(stream, CUDA_R_64F, CUBLAS_COMPUTE_64F, a_op, b_op, alpha, a, b, mode, c);
+  }
+
+ private:
+  template <class T>
+  void product(const Stream& stream, cudaDataType_t type, cublasComputeType_t compute, Op a_op, Op b_op, T alpha,
+               const Rows<const T>& a, const Rows<const T>& b, GradMode mode, const Rows<T>& c) {
+    const Key key{type,
+                  a_op,
+                  b_op,
+                  {a.rows, a.columns, a.stride, b.rows, b.columns, b.stride, c.rows, c.columns, c.stride},
+                  {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data)}};
+    auto found = plans_.find(key);
+    if (found == plans_.end()) found = plans_.emplace(key, make_plan(type, compute, a_op, b_op, a, b, c)).first;
+    const Plan& plan = found->second;
+    const T beta = mode == GradMode::accumulate ? T(1) : T(0);
+    // Column-major: C^T = op(B)^T op(A)^T.
+    check(cublas_lt().cublasLtMatmul(library_, plan.description, &alpha, b.data, plan.b, a.data, plan.a, &beta, c.data,
+                                     plan.c, c.data, plan.c, &plan.algorithm, workspace_, workspace_bytes_,
+                                     static_cast<cudaStream_t>(stream.native())),
+          "cublasLtMatmul");
+  }
+
+  template <class T>
+  Plan make_plan(cudaDataType_t type, cublasComputeType_t compute, Op a_op, Op b_op, const Rows<const T>& a,
+                 const Rows<const T>& b, const Rows<T>& c) {
+    Plan plan;
+    check(cublas_lt().cublasLtMatmulDescCreate(plan.description.place(), compute, type), "cublasLtMatmulDescCreate");
+    const auto set_op = [&](cublasLtMatmulDescAttributes_t which, Op op) {
+      const cublasOperation_t value = op == Op::transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+      check(cublas_lt().cublasLtMatmulDescSetAttribute(plan.description, which, &value, sizeof(value)),
+            "cublasLtMatmulDescSetAttribute");
+    };
+    set_op(CUBLASLT_MATMUL_DESC_TRANSA, b_op);
+    set_op(CUBLASLT_MATMUL_DESC_TRANSB, a_op);
+    plan.a = layout_of(type, a);
+    plan.b = layout_of(type, b);
+    plan.c = layout_of(type, c);
+
+    Preference preference;
+    check(cublas_lt().cublasLtMatmulPreferenceCreate(preference.place()), "cublasLtMatmulPreferenceCreate");
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
+      check(cublas_lt().cublasLtMatmulPreferenceSetAttribute(preference, which, &value, sizeof(value)),
+            "cublasLtMatmulPreferenceSetAttribute");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(workspace_bytes_));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(b.data));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(a.data));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(c.data));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(c.data));
+    cublasLtMatmulHeuristicResult_t best{};
+    int count = 0;
+    check(cublas_lt().cublasLtMatmulAlgoGetHeuristic(library_, plan.description, plan.b, plan.a, plan.c, plan.c,
+                                                     preference, 1, &best, &count),
+          "cublasLtMatmulAlgoGetHeuristic");
+    if (count == 0) {
+      throw DeviceError("cuBLASLt has no algorithm for a product of [{}, {}] and [{}, {}]", a.rows, a.columns, b.rows,
+                        b.columns);
+    }
+    plan.algorithm = best.algo;
+    return plan;
+  }
+
+  Library library_;
+  void* workspace_;
+  std::size_t workspace_bytes_;
+  std::map<Key, Plan> plans_;
+};
+
+}  // namespace
+
+std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes) {
+  return std::make_unique<CublasLtProducts>(workspace, workspace_bytes);
+}
+
+template <class T>
+void gemm(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const T> a, Rows<const T> b, GradMode mode,
+          Rows<T> c) {
+  if (c.elements() == 0) return;
+  if ((a_op == Op::transposed ? a.rows : a.columns) == 0) {
+    if (mode == GradMode::overwrite) {
+      tforge::cuda::zero(stream, c.data, static_cast<std::size_t>(c.stride) * sizeof(T),
+                         static_cast<std::size_t>(c.columns) * sizeof(T), static_cast<std::size_t>(c.rows));
+    }
+    return;
+  }
+  if (stream.libraries() == nullptr) throw InternalError("a product on a CUDA stream without DeviceLibraries");
+  stream.libraries()->products().run(stream, a_op, b_op, alpha, a, b, mode, c);
+}
+
+template void gemm<float>(const Stream&, Op, Op, double, Rows<const float>, Rows<const float>, GradMode, Rows<float>);
+template void gemm<double>(const Stream&, Op, Op, double, Rows<const double>, Rows<const double>, GradMode,
+                           Rows<double>);
+
+}  // namespace tforge::kernels::cuda

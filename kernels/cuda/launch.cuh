@@ -1,0 +1,126 @@
+#pragma once
+// How every kernel of ours is started, and the sums and loads that they share.
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "core/cuda/runtime.h"
+#include "core/device.h"
+
+namespace tforge::kernels::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffU;
+
+/// Queues one kernel. Throws DeviceError when it cannot be started.
+template <class... Parameters, class... Arguments>
+void launch(const Stream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
+  constexpr std::size_t kSharedWithoutAsking = 48 << 10;
+  if (shared_bytes > kSharedWithoutAsking) {
+    tforge::cuda::check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "shared memory of a kernel");
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream.native());
+  tforge::cuda::check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+                      "the start of a kernel");
+}
+
+/// The dynamic shared memory of the running block.
+template <class T>
+__device__ T* dynamic_shared() {
+#ifdef TFORGE_CUDA_EMULATOR
+  return reinterpret_cast<T*>(tforge_emulator::dynamic_shared_memory());
+#else
+  extern __shared__ __align__(16) unsigned char tforge_shared[];
+  return reinterpret_cast<T*>(tforge_shared);
+#endif
+}
+
+/// Blocks of `per_block` pieces of work for `count` of them, no more than a device has use for.
+inline unsigned blocks_for(std::int64_t count, std::int64_t per_block, std::int64_t most = std::int64_t{1} << 20) {
+  const std::int64_t blocks = (count + per_block - 1) / per_block;
+  return static_cast<unsigned>(blocks < most ? blocks : most);
+}
+
+/// kCount neighbours, loaded and stored at once: 16 bytes where the operands allow it, else one element.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T element[kCount];
+};
+template <int kCount, class T>
+__device__ Pack<std::remove_const_t<T>, kCount> load(T* from) {
+  return *reinterpret_cast<const Pack<std::remove_const_t<T>, kCount>*>(from);
+}
+template <int kCount, class T>
+__device__ void store(T* to, const Pack<T, kCount>& pack) {
+  *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+}
+
+/// Elements of 16 bytes.
+template <class T>
+inline constexpr int kWhole = 16 / sizeof(T);
+
+/// Calls f(c) for the packs of kCount columns, from c on, of a row that are this thread's, when a block has the row.
+/// Whatever kCount, a thread has the same columns, so that it does not show in sums.
+template <class T, int kCount, int kThreads, class F>
+__device__ void over_row(std::int64_t columns, const F& f) {
+  for (std::int64_t first = threadIdx.x * kWhole<T>; first < columns; first += kThreads * kWhole<T>) {
+    for (int k = 0; k < kWhole<T>; k += kCount) {
+      if (first + k < columns) f(first + k);
+    }
+  }
+}
+
+/// Every row of a matrix starts where a pack of kCount may start, and holds whole packs.
+template <int kCount, class Matrix>
+bool packs(const Matrix& m) {
+  constexpr std::size_t kBytes = kCount * sizeof(*m.data);
+  return reinterpret_cast<std::uintptr_t>(m.data) % kBytes == 0 && (m.rows <= 1 || m.stride % kCount == 0) &&
+         m.columns % kCount == 0;
+}
+
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Largest {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a < b ? b : a;
+  }
+};
+
+/// Folds one value of each lane of a warp, in one order; every lane gets the result.
+template <class Fold, class T>
+__device__ T over_warp(T value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = Fold()(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
+/// The same over a block of kThreads threads (whole warps); every thread gets the result. All threads take part.
+template <class Fold, int kThreads, class T>
+__device__ T over_block(T value) {
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ T of_warp[kWarps];
+  value = over_warp<Fold>(value);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = of_warp[0];
+  for (int i = 1; i < kWarps; ++i) value = Fold()(value, of_warp[i]);
+  __syncthreads();  // the next call writes the same memory
+  return value;
+}
+
+}  // namespace tforge::kernels::cuda

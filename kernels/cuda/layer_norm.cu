@@ -1,0 +1,137 @@
+#include "kernels/cuda/layer_norm.h"
+
+#include "kernels/cuda/columns.cuh"
+
+namespace tforge::kernels::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;  // a block has one row
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads)
+    forward(Rows<const T> x, const T* weight, const T* bias, double eps, Rows<T> y, Rows<T> mean, Rows<T> rstd) {
+  const std::int64_t t = blockIdx.x;
+  const T* const in = x.row(t);
+  T sum = 0;
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto pack = load<kCount>(in + c);
+    for (int k = 0; k < kCount; ++k) sum += pack.element[k];
+  });
+  const T mu = over_block<Sum, kThreads>(sum) / static_cast<T>(x.columns);
+  T squares = 0;
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto pack = load<kCount>(in + c);
+    for (int k = 0; k < kCount; ++k) squares += (pack.element[k] - mu) * (pack.element[k] - mu);
+  });
+  const double variance = static_cast<double>(over_block<Sum, kThreads>(squares)) / static_cast<double>(x.columns);
+  const T r = static_cast<T>(1 / sqrt(variance + eps));
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    auto pack = load<kCount>(in + c);
+    for (int k = 0; k < kCount; ++k) {
+      pack.element[k] = (pack.element[k] - mu) * r;
+      if (weight != nullptr) pack.element[k] = pack.element[k] * weight[c + k] + bias[c + k];
+    }
+    store<kCount>(y.row(t) + c, pack);
+  });
+  if (threadIdx.x == 0) {
+    if (mean) *mean.row(t) = mu;
+    if (rstd) *rstd.row(t) = r;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kTileColumns* kTileRows)
+    parameter_gradients(Rows<const T> x, Rows<const T> mean, Rows<const T> rstd, Rows<const T> dy, GradMode mode,
+                        T* dweight, T* dbias) {
+  T sums[2];
+  const std::int64_t column = down_columns(
+      x.rows, x.columns,
+      [&](std::int64_t t, std::int64_t c, T(&s)[2]) {
+        const T mu = mean ? *mean.row(t) : T(0), r = mean ? *rstd.row(t) : T(1);
+        const T g = dy.row(t)[c];
+        s[0] += g * ((x.row(t)[c] - mu) * r);
+        s[1] += g;
+      },
+      sums);
+  if (column < 0) return;
+  write(mode, sums[0], dweight + column);
+  write(mode, sums[1], dbias + column);
+}
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads)
+    input_gradient(Rows<const T> x, const T* weight, Rows<const T> mean, Rows<const T> rstd, Rows<const T> dy,
+                   GradMode mode, Rows<T> dx) {
+  const std::int64_t t = blockIdx.x;
+  const T r = *rstd.row(t);
+  const T mu = mean ? *mean.row(t) : T(0), to_xhat = mean ? r : T(1);
+  const auto gradient = [&](const Pack<T, kCount>& g, std::int64_t c, int k) {
+    return weight == nullptr ? g.element[k] : g.element[k] * weight[c + k];
+  };
+  T sum = 0, dot = 0;
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto in = load<kCount>(x.row(t) + c);
+    const auto g = load<kCount>(dy.row(t) + c);
+    for (int k = 0; k < kCount; ++k) {
+      const T v = gradient(g, c, k);
+      sum += v;
+      dot += v * ((in.element[k] - mu) * to_xhat);
+    }
+  });
+  const T mean_g = over_block<Sum, kThreads>(sum) / static_cast<T>(x.columns);
+  const T mean_gx = over_block<Sum, kThreads>(dot) / static_cast<T>(x.columns);
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto in = load<kCount>(x.row(t) + c);
+    const auto g = load<kCount>(dy.row(t) + c);
+    Pack<T, kCount> out{};
+    if (mode == GradMode::accumulate) out = load<kCount>(dx.row(t) + c);
+    for (int k = 0; k < kCount; ++k) {
+      out.element[k] += r * (gradient(g, c, k) - mean_g - (in.element[k] - mu) * to_xhat * mean_gx);
+    }
+    store<kCount>(dx.row(t) + c, out);
+  });
+}
+
+}  // namespace
+
+template <class T>
+void layer_norm_forward(const Stream& stream, Rows<const T> x, const T* weight, const T* bias, double eps, Rows<T> y,
+                        Rows<T> mean, Rows<T> rstd) {
+  constexpr int kCount = kWhole<T>;
+  if (x.elements() == 0) return;
+  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0,
+         packs<kCount>(x) && packs<kCount>(y) ? forward<kCount, T> : forward<1, T>, x, weight, bias, eps, y, mean,
+         rstd);
+}
+
+template <class T>
+void layer_norm_parameter_gradients(const Stream& stream, Rows<const T> x, Rows<const T> mean, Rows<const T> rstd,
+                                    Rows<const T> dy, GradMode mode, T* dweight, T* dbias) {
+  if (x.columns == 0) return;
+  launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, parameter_gradients<T>, x, mean, rstd, dy,
+         mode, dweight, dbias);
+}
+
+template <class T>
+void layer_norm_input_gradient(const Stream& stream, Rows<const T> x, const T* weight, Rows<const T> mean,
+                               Rows<const T> rstd, Rows<const T> dy, GradMode mode, Rows<T> dx) {
+  constexpr int kCount = kWhole<T>;
+  if (x.elements() == 0) return;
+  const bool whole = packs<kCount>(x) && packs<kCount>(dy) && packs<kCount>(dx);
+  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0, whole ? input_gradient<kCount, T> : input_gradient<1, T>,
+         x, weight, mean, rstd, dy, mode, dx);
+}
+
+#define TFORGE_INSTANTIATE(T)                                                                                      \
+  template void layer_norm_forward<T>(const Stream&, Rows<const T>, const T*, const T*, double, Rows<T>, Rows<T>,  \
+                                      Rows<T>);                                                                    \
+  template void layer_norm_parameter_gradients<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<const T>,      \
+                                                  Rows<const T>, GradMode, T*, T*);                                \
+  template void layer_norm_input_gradient<T>(const Stream&, Rows<const T>, const T*, Rows<const T>, Rows<const T>, \
+                                             Rows<const T>, GradMode, Rows<T>)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+#undef TFORGE_INSTANTIATE
+
+}  // namespace tforge::kernels::cuda

@@ -1,0 +1,100 @@
+#include "kernels/cuda/pattention.h"
+
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/pattention_rows.h"
+
+namespace tforge::kernels::cuda {
+
+namespace {
+
+/// A [rows, columns] matrix in the workspace, at element `offset`.
+template <class T>
+TensorView scratch(const TensorView& workspace, std::int64_t offset, std::int64_t rows, std::int64_t columns) {
+  return {workspace ? workspace.as<T>() + offset : nullptr, dtype_of<T>::value, Device::cuda, Shape{rows, columns},
+          columns};
+}
+
+}  // namespace
+
+template <class T>
+void pattention_scores_forward(const Stream& stream, PattentionNorm norm, ConstTensorView x, ConstTensorView keys,
+                               TensorView scores, TensorView stat) {
+  gemm<T>(stream, Op::as_it_is, Op::transposed, 1, x, keys, GradMode::overwrite, scores);
+  if (stat) pattention_statistic<T>(stream, norm, scores, stat);
+}
+
+template <class T>
+void pattention_mix_forward(const Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                            ConstTensorView stat, ConstTensorView values, TensorView u, TensorView weight,
+                            double* floored, TensorView workspace) {
+  const TensorView p = scratch<T>(workspace, 0, scores.rows(), scores.columns());
+  pattention_activate<T>(stream, norm, scale, scores, stat, p, weight, floored);
+  gemm<T>(stream, Op::as_it_is, Op::as_it_is, 1, p, values, GradMode::overwrite, u);
+}
+
+template <class T>
+void pattention_forward(const Stream& stream, PattentionNorm norm, ConstTensorView x,
+                        std::span<const PattentionForward> layers, double* floored, TensorView workspace) {
+  for (const PattentionForward& l : layers) {  // one after another: the workspace of one is enough
+    pattention_scores_forward<T>(stream, norm, x, l.keys, l.scores, l.stat);
+    pattention_mix_forward<T>(stream, norm, l.scale, l.scores, l.stat, l.values, l.u, l.weight, floored, workspace);
+  }
+}
+
+template <class T>
+void pattention_mix_backward(const Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                             ConstTensorView stat, ConstTensorView values, ConstTensorView du, ConstTensorView dweight,
+                             GradMode dvalues_mode, TensorView dvalues, TensorView dscores, TensorView dot,
+                             TensorView workspace) {
+  const TensorView p = scratch<T>(workspace, 0, scores.rows(), scores.columns());
+  gemm<T>(stream, Op::as_it_is, Op::transposed, 1, du, values, GradMode::overwrite, dscores);
+  pattention_activate_backward<T>(stream, norm, scale, scores, stat, dweight, dscores, p, dot);
+  if (dvalues) gemm<T>(stream, Op::transposed, Op::as_it_is, 1, p, du, dvalues_mode, dvalues);
+}
+
+template <class T>
+void pattention_scores_backward(const Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
+                                ConstTensorView stat, ConstTensorView dot, ConstTensorView x, ConstTensorView keys,
+                                TensorView dscores, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
+                                TensorView dkeys) {
+  if (norm == PattentionNorm::l2_norm_gelu) pattention_through_norm<T>(stream, scale, scores, stat, dot, dscores);
+  if (dx) gemm<T>(stream, Op::as_it_is, Op::as_it_is, 1, dscores, keys, dx_mode, dx);
+  if (dkeys) gemm<T>(stream, Op::transposed, Op::as_it_is, 1, dscores, x, dkeys_mode, dkeys);
+}
+
+template <class T>
+void pattention_backward(const Stream& stream, PattentionNorm norm, ConstTensorView x,
+                         std::span<const PattentionBackward> layers, GradMode dx_mode, TensorView dx,
+                         TensorView workspace) {
+  for (const PattentionBackward& l : layers) {
+    const std::int64_t rows = x.rows(), tokens = l.keys.rows();
+    const TensorView dscores = scratch<T>(workspace, rows * tokens, rows, tokens);
+    const TensorView dot = scratch<T>(workspace, 2 * rows * tokens, rows, 1);
+    pattention_mix_backward<T>(stream, norm, l.scale, l.scores, l.stat, l.values, l.du, l.dweight, l.dvalues_mode,
+                               l.dvalues, dscores, dot, workspace);
+    pattention_scores_backward<T>(stream, norm, l.scale, l.scores, l.stat, dot, x, l.keys, dscores, dx_mode, dx,
+                                  l.dkeys_mode, l.dkeys);
+    dx_mode = GradMode::accumulate;
+  }
+}
+
+#define TFORGE_INSTANTIATE(T)                                                                                          \
+  template void pattention_scores_forward<T>(const Stream&, PattentionNorm, ConstTensorView, ConstTensorView,          \
+                                             TensorView, TensorView);                                                  \
+  template void pattention_mix_forward<T>(const Stream&, PattentionNorm, double, ConstTensorView, ConstTensorView,     \
+                                          ConstTensorView, TensorView, TensorView, double*, TensorView);               \
+  template void pattention_forward<T>(const Stream&, PattentionNorm, ConstTensorView,                                  \
+                                      std::span<const PattentionForward>, double*, TensorView);                        \
+  template void pattention_mix_backward<T>(const Stream&, PattentionNorm, double, ConstTensorView, ConstTensorView,    \
+                                           ConstTensorView, ConstTensorView, ConstTensorView, GradMode, TensorView,    \
+                                           TensorView, TensorView, TensorView);                                        \
+  template void pattention_scores_backward<T>(const Stream&, PattentionNorm, double, ConstTensorView, ConstTensorView, \
+                                              ConstTensorView, ConstTensorView, ConstTensorView, TensorView, GradMode, \
+                                              TensorView, GradMode, TensorView);                                       \
+  template void pattention_backward<T>(const Stream&, PattentionNorm, ConstTensorView,                                 \
+                                       std::span<const PattentionBackward>, GradMode, TensorView, TensorView)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+#undef TFORGE_INSTANTIATE
+
+}  // namespace tforge::kernels::cuda

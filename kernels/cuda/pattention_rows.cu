@@ -1,0 +1,266 @@
+#include "kernels/cuda/pattention_rows.h"
+
+#include <limits>
+
+#include "kernels/cuda/gelu.cuh"
+#include "kernels/cuda/launch.cuh"
+
+namespace tforge::kernels::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;  // a block has one row
+
+/// scale / r of an l2_norm_gelu row; 0 when r is below the floor, NaN when it is not finite.
+template <class T>
+__device__ T row_factor(double scale, T stat) {
+  const double r = sqrt(static_cast<double>(stat));
+  if (r < kNormFloor) return T(0);
+  return isfinite(r) ? static_cast<T>(scale / r) : std::numeric_limits<T>::quiet_NaN();
+}
+
+/// What the activation of a row takes from its statistic: the factor of the scores (l2_norm_gelu), the largest score
+/// (softmax), nothing (gelu_l2_norm).
+template <PattentionNorm kNorm, class T>
+__device__ T row_parameter(double scale, const Rows<const T>& stat, std::int64_t row) {
+  if constexpr (kNorm == PattentionNorm::l2_norm_gelu) return row_factor(scale, *stat.row(row));
+  else if constexpr (kNorm == PattentionNorm::softmax) return *stat.row(row);
+  else return T(0);
+}
+
+/// P of one score. A floored row has P = 0 whatever its scores.
+template <PattentionNorm kNorm, class T>
+__device__ T activation(T parameter, T score) {
+  if constexpr (kNorm == PattentionNorm::l2_norm_gelu) return parameter == T(0) ? T(0) : gelu(parameter * score);
+  else if constexpr (kNorm == PattentionNorm::softmax) return exp(score - parameter);
+  else return gelu(score);
+}
+
+template <int kCount, PattentionNorm kNorm, class T>
+__global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows<T> stat) {
+  const std::int64_t r = blockIdx.x;
+  constexpr bool kLargest = kNorm == PattentionNorm::softmax;
+  T value = kLargest ? -std::numeric_limits<T>::infinity() : T(0);
+  over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
+    const auto a = load<kCount>(scores.row(r) + c);
+    for (int k = 0; k < kCount; ++k) {
+      if constexpr (kLargest) value = Largest()(value, a.element[k]);
+      else value += a.element[k] * a.element[k];
+    }
+  });
+  if constexpr (kLargest) value = over_block<Largest, kThreads>(value);
+  else value = over_block<Sum, kThreads>(value);
+  if (threadIdx.x == 0) *stat.row(r) = value;
+}
+
+template <int kCount, PattentionNorm kNorm, class T>
+__global__ void __launch_bounds__(kThreads)
+    activate(double scale, Rows<const T> scores, Rows<const T> stat, Rows<T> p, Rows<T> weight, double* floored) {
+  const std::int64_t r = blockIdx.x;
+  const T parameter = row_parameter<kNorm>(scale, stat, r);
+  T sum = 0;
+  over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
+    auto a = load<kCount>(scores.row(r) + c);
+    for (int k = 0; k < kCount; ++k) {
+      const T value = activation<kNorm>(parameter, a.element[k]);
+      if constexpr (kNorm == PattentionNorm::gelu_l2_norm) sum += value * value;
+      if constexpr (kNorm == PattentionNorm::softmax) sum += value;
+      a.element[k] = value;
+    }
+    store<kCount>(p.row(r) + c, a);
+  });
+  if constexpr (kNorm == PattentionNorm::l2_norm_gelu) {
+    // Whole numbers below 2^53: the order does not show.
+    if (threadIdx.x == 0 && floored != nullptr && parameter == T(0)) atomicAdd(floored, 1.0);
+  } else {
+    sum = over_block<Sum, kThreads>(sum);
+    if (threadIdx.x == 0) *weight.row(r) = sum;
+  }
+}
+
+template <int kCount, PattentionNorm kNorm, class T>
+__global__ void __launch_bounds__(kThreads)
+    activate_backward(double scale, Rows<const T> scores, Rows<const T> stat, Rows<const T> dweight, Rows<T> d,
+                      Rows<T> p, Rows<T> dot) {
+  const std::int64_t r = blockIdx.x;
+  const T parameter = row_parameter<kNorm>(scale, stat, r);
+  const T dw = kNorm == PattentionNorm::l2_norm_gelu ? T(0) : *dweight.row(r);
+  T sum = 0;
+  over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
+    const auto a = load<kCount>(scores.row(r) + c);
+    auto dp = load<kCount>(d.row(r) + c);
+    Pack<T, kCount> values;
+    for (int k = 0; k < kCount; ++k) {
+      const T value = activation<kNorm>(parameter, a.element[k]);
+      T& g = dp.element[k];
+      if constexpr (kNorm == PattentionNorm::l2_norm_gelu) {
+        const T b = parameter * a.element[k];
+        g = parameter == T(0) ? T(0) : g * gelu_slope(b);
+        sum += g * b;
+      } else if constexpr (kNorm == PattentionNorm::softmax) {
+        g = (g + dw) * value;
+      } else {
+        g = (g + 2 * dw * value) * gelu_slope(a.element[k]);
+      }
+      values.element[k] = value;
+    }
+    store<kCount>(d.row(r) + c, dp);
+    store<kCount>(p.row(r) + c, values);
+  });
+  if constexpr (kNorm == PattentionNorm::l2_norm_gelu) {
+    sum = over_block<Sum, kThreads>(sum);
+    if (threadIdx.x == 0) *dot.row(r) = sum;
+  }
+}
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads)
+    through_norm(double scale, Rows<const T> scores, Rows<const T> stat, Rows<const T> dot, Rows<T> d) {
+  const std::int64_t r = blockIdx.x;
+  const T factor = row_factor(scale, *stat.row(r));
+  const T along =
+      factor == T(0)
+          ? T(0)
+          : static_cast<T>(-static_cast<double>(factor) * static_cast<double>(*dot.row(r)) / (scale * scale));
+  over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
+    const auto a = load<kCount>(scores.row(r) + c);
+    auto g = load<kCount>(d.row(r) + c);
+    for (int k = 0; k < kCount; ++k) {
+      g.element[k] = factor == T(0) ? T(0) : factor * (g.element[k] + along * a.element[k]);
+    }
+    store<kCount>(d.row(r) + c, g);
+  });
+}
+
+/// The factor of a row of U; 0 for a floored one.
+template <class T>
+__device__ T normalizer(PattentionNorm norm, double scale, T weight) {
+  if (norm == PattentionNorm::softmax) return static_cast<T>(scale / static_cast<double>(weight));
+  return row_factor(scale, weight);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    normalize(PattentionNorm norm, double scale, Rows<const T> u, Rows<const T> weight, Rows<T> y, double* floored) {
+  const std::int64_t r = blockIdx.x;
+  const T factor = normalizer(norm, scale, *weight.row(r));
+  over_row<T, 1, kThreads>(u.columns,
+                           [&](std::int64_t c) { y.row(r)[c] = factor == T(0) ? T(0) : factor * u.row(r)[c]; });
+  if (threadIdx.x == 0 && floored != nullptr && factor == T(0)) atomicAdd(floored, 1.0);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    normalize_backward(PattentionNorm norm, double scale, Rows<const T> u, Rows<const T> weight, Rows<const T> dy,
+                       Rows<T> du, Rows<T> dweight) {
+  const std::int64_t r = blockIdx.x;
+  const T factor = normalizer(norm, scale, *weight.row(r));
+  T sum = 0;
+  over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
+    const T g = dy.row(r)[c];
+    sum += g * u.row(r)[c];
+    du.row(r)[c] = factor == T(0) ? T(0) : factor * g;
+  });
+  sum = over_block<Sum, kThreads>(sum);
+  if (threadIdx.x != 0) return;
+  const double power = norm == PattentionNorm::softmax ? -1. : -0.5;  // the factor goes as weight^power
+  *dweight.row(r) = factor == T(0) ? T(0)
+                                   : static_cast<T>(power * static_cast<double>(factor) * static_cast<double>(sum) /
+                                                    static_cast<double>(*weight.row(r)));
+}
+
+/// Calls f(constant<norm>).
+template <PattentionNorm kNorm>
+using Constant = std::integral_constant<PattentionNorm, kNorm>;
+template <class F>
+void with_norm(PattentionNorm norm, const F& f) {
+  switch (norm) {
+    case PattentionNorm::l2_norm_gelu: return f(Constant<PattentionNorm::l2_norm_gelu>());
+    case PattentionNorm::gelu_l2_norm: return f(Constant<PattentionNorm::gelu_l2_norm>());
+    case PattentionNorm::softmax: return f(Constant<PattentionNorm::softmax>());
+  }
+}
+
+unsigned grid_of(std::int64_t rows) { return static_cast<unsigned>(rows); }
+
+}  // namespace
+
+template <class T>
+void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const T> scores, Rows<T> stat) {
+  constexpr int kCount = kWhole<T>;
+  if (scores.rows == 0) return;
+  with_norm(norm, [&](auto constant) {
+    constexpr PattentionNorm kNorm = decltype(constant)::value;
+    launch(stream, grid_of(scores.rows), kThreads, 0,
+           packs<kCount>(scores) ? statistic<kCount, kNorm, T> : statistic<1, kNorm, T>, scores, stat);
+  });
+}
+
+template <class T>
+void pattention_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                         Rows<const T> stat, Rows<T> p, Rows<T> weight, double* floored) {
+  constexpr int kCount = kWhole<T>;
+  if (scores.rows == 0) return;
+  const bool whole = packs<kCount>(scores) && packs<kCount>(p);
+  with_norm(norm, [&](auto constant) {
+    constexpr PattentionNorm kNorm = decltype(constant)::value;
+    launch(stream, grid_of(scores.rows), kThreads, 0, whole ? activate<kCount, kNorm, T> : activate<1, kNorm, T>, scale,
+           scores, stat, p, weight, floored);
+  });
+}
+
+template <class T>
+void pattention_activate_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                                  Rows<const T> stat, Rows<const T> dweight, Rows<T> d, Rows<T> p, Rows<T> dot) {
+  constexpr int kCount = kWhole<T>;
+  if (scores.rows == 0) return;
+  const bool whole = packs<kCount>(scores) && packs<kCount>(d) && packs<kCount>(p);
+  with_norm(norm, [&](auto constant) {
+    constexpr PattentionNorm kNorm = decltype(constant)::value;
+    launch(stream, grid_of(scores.rows), kThreads, 0,
+           whole ? activate_backward<kCount, kNorm, T> : activate_backward<1, kNorm, T>, scale, scores, stat, dweight,
+           d, p, dot);
+  });
+}
+
+template <class T>
+void pattention_through_norm(const Stream& stream, double scale, Rows<const T> scores, Rows<const T> stat,
+                             Rows<const T> dot, Rows<T> d) {
+  constexpr int kCount = kWhole<T>;
+  if (scores.rows == 0) return;
+  const bool whole = packs<kCount>(scores) && packs<kCount>(d);
+  launch(stream, grid_of(scores.rows), kThreads, 0, whole ? through_norm<kCount, T> : through_norm<1, T>, scale, scores,
+         stat, dot, d);
+}
+
+template <class T>
+void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
+                           Rows<const T> weight, Rows<T> y, double* floored) {
+  if (u.rows == 0) return;
+  launch(stream, grid_of(u.rows), kThreads, 0, normalize<T>, norm, scale, u, weight, y, floored);
+}
+
+template <class T>
+void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
+                            Rows<const T> weight, Rows<const T> dy, Rows<T> du, Rows<T> dweight) {
+  if (u.rows == 0) return;
+  launch(stream, grid_of(u.rows), kThreads, 0, normalize_backward<T>, norm, scale, u, weight, dy, du, dweight);
+}
+
+#define TFORGE_INSTANTIATE(T)                                                                                          \
+  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<T>);                        \
+  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>, Rows<T>,   \
+                                       Rows<T>, double*);                                                              \
+  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>,   \
+                                                Rows<const T>, Rows<T>, Rows<T>, Rows<T>);                             \
+  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const T>, Rows<const T>,         \
+                                           Rows<T>);                                                                   \
+  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>, Rows<T>, \
+                                         double*);                                                                     \
+  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>,         \
+                                          Rows<const T>, Rows<T>, Rows<T>)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+#undef TFORGE_INSTANTIATE
+
+}  // namespace tforge::kernels::cuda

@@ -1,0 +1,108 @@
+#include "kernels/cuda/rms_norm.h"
+
+#include "kernels/cuda/columns.cuh"
+
+namespace tforge::kernels::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;  // a block has one row
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads)
+    forward(Rows<const T> x, const T* weight, double eps, Rows<T> y, Rows<T> rrms) {
+  const std::int64_t t = blockIdx.x;
+  T squares = 0;
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto in = load<kCount>(x.row(t) + c);
+    for (int k = 0; k < kCount; ++k) squares += in.element[k] * in.element[k];
+  });
+  squares = over_block<Sum, kThreads>(squares);
+  const T r = static_cast<T>(1 / (sqrt(static_cast<double>(squares) / static_cast<double>(x.columns)) + eps));
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    auto in = load<kCount>(x.row(t) + c);
+    for (int k = 0; k < kCount; ++k) in.element[k] = in.element[k] * r * weight[c + k];
+    store<kCount>(y.row(t) + c, in);
+  });
+  if (rrms && threadIdx.x == 0) *rrms.row(t) = r;
+}
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads)
+    input_gradient(Rows<const T> x, const T* weight, Rows<const T> rrms, Rows<const T> dy, GradMode mode, Rows<T> dx) {
+  const std::int64_t t = blockIdx.x;
+  const T r = *rrms.row(t);
+  T squares = 0, dot = 0;
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto in = load<kCount>(x.row(t) + c);
+    const auto g = load<kCount>(dy.row(t) + c);
+    for (int k = 0; k < kCount; ++k) {
+      squares += in.element[k] * in.element[k];
+      dot += g.element[k] * weight[c + k] * in.element[k];
+    }
+  });
+  squares = over_block<Sum, kThreads>(squares);
+  dot = over_block<Sum, kThreads>(dot);
+  const auto d = static_cast<double>(x.columns);
+  const double rms = sqrt(static_cast<double>(squares) / d);
+  const T along = rms == 0 ? T(0) : static_cast<T>(static_cast<double>(dot) / (d * rms)) * r;
+  over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
+    const auto in = load<kCount>(x.row(t) + c);
+    const auto g = load<kCount>(dy.row(t) + c);
+    Pack<T, kCount> out{};
+    if (mode == GradMode::accumulate) out = load<kCount>(dx.row(t) + c);
+    for (int k = 0; k < kCount; ++k) {
+      out.element[k] += r * (g.element[k] * weight[c + k] - in.element[k] * along);
+    }
+    store<kCount>(dx.row(t) + c, out);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kTileColumns* kTileRows)
+    weight_gradient(Rows<const T> x, Rows<const T> rrms, Rows<const T> dy, GradMode mode, T* dweight) {
+  T sum[1];
+  const std::int64_t column = down_columns(
+      x.rows, x.columns,
+      [&](std::int64_t t, std::int64_t c, T(&s)[1]) { s[0] += dy.row(t)[c] * (x.row(t)[c] * *rrms.row(t)); }, sum);
+  if (column >= 0) write(mode, sum[0], dweight + column);
+}
+
+}  // namespace
+
+template <class T>
+void rms_norm_forward(const Stream& stream, Rows<const T> x, const T* weight, double eps, Rows<T> y, Rows<T> rrms) {
+  constexpr int kCount = kWhole<T>;
+  if (x.elements() == 0) return;
+  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0,
+         packs<kCount>(x) && packs<kCount>(y) ? forward<kCount, T> : forward<1, T>, x, weight, eps, y, rrms);
+}
+
+template <class T>
+void rms_norm_input_gradient(const Stream& stream, Rows<const T> x, const T* weight, Rows<const T> rrms,
+                             Rows<const T> dy, GradMode mode, Rows<T> dx) {
+  constexpr int kCount = kWhole<T>;
+  if (x.elements() == 0) return;
+  const bool whole = packs<kCount>(x) && packs<kCount>(dy) && packs<kCount>(dx);
+  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0, whole ? input_gradient<kCount, T> : input_gradient<1, T>,
+         x, weight, rrms, dy, mode, dx);
+}
+
+template <class T>
+void rms_norm_weight_gradient(const Stream& stream, Rows<const T> x, Rows<const T> rrms, Rows<const T> dy,
+                              GradMode mode, T* dweight) {
+  if (x.columns == 0) return;
+  launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, weight_gradient<T>, x, rrms, dy, mode,
+         dweight);
+}
+
+#define TFORGE_INSTANTIATE(T)                                                                                    \
+  template void rms_norm_forward<T>(const Stream&, Rows<const T>, const T*, double, Rows<T>, Rows<T>);           \
+  template void rms_norm_input_gradient<T>(const Stream&, Rows<const T>, const T*, Rows<const T>, Rows<const T>, \
+                                           GradMode, Rows<T>);                                                   \
+  template void rms_norm_weight_gradient<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<const T>, GradMode, T*)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+#undef TFORGE_INSTANTIATE
+
+}  // namespace tforge::kernels::cuda

@@ -1,0 +1,23 @@
+#include "kernels/device_libraries.h"
+
+#include "core/cuda_built.h"
+#include "core/errors.h"
+#include "kernels/cuda/gemm.h"
+
+namespace tforge::kernels {
+
+DeviceLibraries::DeviceLibraries(Stream& stream, Allocator& allocator) : stream_(stream) {
+  if constexpr (kCudaBuilt) {
+    if (stream.device() != Device::cuda) return;
+    constexpr std::int64_t kWorkspace = std::int64_t{32} << 20;  // bytes; what cuBLAS itself takes on sm_90
+    workspace_ = Tensor::empty(allocator, Shape{kWorkspace / 4}, DType::f32, Purpose::workspace);
+    products_ = cuda::make_products(workspace_.view().data, static_cast<std::size_t>(kWorkspace));
+    stream_.set_libraries(this);
+  }
+}
+
+DeviceLibraries::~DeviceLibraries() {
+  if (stream_.libraries() == this) stream_.set_libraries(nullptr);
+}
+
+}  // namespace tforge::kernels

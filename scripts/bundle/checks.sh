@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# What the checks of a bundle share; sourced with `root` set, never run.
+. "${root:?}/env.sh"
+export TFORGE_SOURCE_FILES=$root/share/tokenforge
+# One machine may have fewer cores than ranks, this may run as root, and nothing leaves the machine.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+export OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo
+export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_mpi_yield_when_idle=1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+table=()
+failed=0
+
+# check NAME COMMAND...: runs it; its last lines are shown when it fails. `skipped` is then the number of skipped tests.
+check() {
+  local name=$1 started=$SECONDS passed result=ok
+  shift
+  if ! "$@" >"$work/log" 2>&1; then
+    result=FAILED failed=1
+    tail -n 20 "$work/log"
+  fi
+  passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?.*/\1/p' "$work/log" | head -1)
+  skipped=$(sed -nE 's/^\[  SKIPPED \] ([0-9]+) tests?.*/\1/p' "$work/log" | head -1)
+  table+=("$(printf '%-28s %-7s %7s %8s %6s' "$name" "$result" "${passed:--}" "${skipped:-${passed:+0}}" $((SECONDS - started)))")
+  echo "$name: $result"
+}
+
+# A small model, on the text that is here.
+# shellcheck disable=SC2034  # of those who source this
+sizes=(--set model.layers=2 --set model.dim=64 --set model.heads=2 --set train.warmup_steps=4 --set data.path=data.h5)
+prepare() {
+  cd "$work" || exit 1
+  check prepare "$root/bin/tf_prepare" --tokenizer bpe --vocab 512 --document-start '^[^:]*:1 ' --output data.h5 \
+    "$root/share/tokenforge/data/bible.txt"
+}
+
+# Prints the table and ends; exit code 1 when a line of it failed.
+finish() {
+  echo
+  printf '%-28s %-7s %7s %8s %6s\n' check result passed skipped s
+  printf '%s\n' "${table[@]}"
+  "$root/bin/tf_train" --version
+  exit "$failed"
+}

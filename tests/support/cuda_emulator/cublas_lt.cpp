@@ -1,0 +1,110 @@
+#include <cblas.h>
+#include <cublasLt.h>
+
+struct cublasEmulatedHandle {};
+struct cublasEmulatedDescription {
+  cudaDataType_t scale;
+  cublasOperation_t a_op = CUBLAS_OP_N, b_op = CUBLAS_OP_N;
+};
+struct cublasEmulatedLayout {
+  cudaDataType_t type;
+  std::uint64_t rows, columns;
+  std::int64_t pitch;
+};
+struct cublasEmulatedPreference {};
+
+namespace {
+
+template <class T, class... Values>
+cublasStatus_t make(T** handle, Values... values) {
+  *handle = new T{values...};
+  return CUBLAS_STATUS_SUCCESS;
+}
+template <class T>
+cublasStatus_t destroy(T* handle) {
+  delete handle;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+/// Rows and columns of op(matrix), which is column-major.
+struct Size {
+  std::uint64_t rows, columns;
+  Size(const cublasEmulatedLayout& m, cublasOperation_t op)
+      : rows(op == CUBLAS_OP_N ? m.rows : m.columns), columns(op == CUBLAS_OP_N ? m.columns : m.rows) {}
+};
+
+bool fits(const cublasEmulatedDescription& d, const cublasEmulatedLayout& a, const cublasEmulatedLayout& b,
+          const cublasEmulatedLayout& c) {
+  const Size left(a, d.a_op), right(b, d.b_op);
+  for (const cublasEmulatedLayout* m : {&a, &b, &c}) {
+    if (m->type != d.scale || m->rows == 0 || m->columns == 0 || m->pitch < static_cast<std::int64_t>(m->rows)) {
+      return false;
+    }
+  }
+  return left.rows == c.rows && right.columns == c.columns && left.columns == right.rows;
+}
+
+}  // namespace
+
+const char* cublasLtGetStatusString(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_SUCCESS ? "success" : "an argument does not fit";
+}
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) { return make(handle); }
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) { return destroy(handle); }
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* description, cublasComputeType_t, cudaDataType_t scale) {
+  return make(description, scale);
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description) { return destroy(description); }
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t which,
+                                              const void* value, std::size_t bytes) {
+  if (bytes != sizeof(cublasOperation_t)) return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(which == CUBLASLT_MATMUL_DESC_TRANSA ? &description->a_op : &description->b_op, value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType_t type, std::uint64_t rows,
+                                          std::uint64_t columns, std::int64_t pitch) {
+  return make(layout, type, rows, columns, pitch);
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) { return destroy(layout); }
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) { return make(preference); }
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) { return destroy(preference); }
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t,
+                                                    cublasLtMatmulPreferenceAttributes_t which, const void*,
+                                                    std::size_t bytes) {
+  const std::size_t want = which == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? 8 : 4;
+  return bytes == want ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t description,
+                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t,
+                                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* results,
+                                              int* found) {
+  *found = fits(*description, *a, *b, *c) ? 1 : 0;
+  results->algo.number = 1;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void* alpha, const void* a,
+                              cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
+                              const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* out,
+                              cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t*, void*, std::size_t,
+                              cudaStream_t) {
+  if (!fits(*d, *a_layout, *b_layout, *c_layout) || c != out || c_layout != out_layout) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  const tforge_emulator::DeviceAccess access;
+  const auto blas_op = [](cublasOperation_t op) { return op == CUBLAS_OP_T ? CblasTrans : CblasNoTrans; };
+  const auto [m, n, k] = std::tuple(static_cast<int>(c_layout->rows), static_cast<int>(c_layout->columns),
+                                    static_cast<int>(Size(*a_layout, d->a_op).columns));
+  const auto [lda, ldb, ldc] = std::tuple(static_cast<int>(a_layout->pitch), static_cast<int>(b_layout->pitch),
+                                          static_cast<int>(c_layout->pitch));
+  if (d->scale == CUDA_R_32F) {
+    cblas_sgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const float*>(alpha),
+                static_cast<const float*>(a), lda, static_cast<const float*>(b), ldb, *static_cast<const float*>(beta),
+                static_cast<float*>(out), ldc);
+  } else {
+    cblas_dgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const double*>(alpha),
+                static_cast<const double*>(a), lda, static_cast<const double*>(b), ldb,
+                *static_cast<const double*>(beta), static_cast<double*>(out), ldc);
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}

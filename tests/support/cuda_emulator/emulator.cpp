@@ -1,0 +1,442 @@
+#include "emulator.h"
+
+#include <cuda_runtime.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <numeric>
+#include <random>
+#include <vector>
+
+// AddressSanitizer wants to hear when the stack changes, and what memory is out of bounds.
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define TFORGE_ADDRESS_SANITIZER 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define TFORGE_ADDRESS_SANITIZER 1
+#endif
+#ifdef TFORGE_ADDRESS_SANITIZER
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+namespace {
+void __sanitizer_start_switch_fiber(void**, const void*, std::size_t) {}    // NOLINT(bugprone-reserved-identifier)
+void __sanitizer_finish_switch_fiber(void*, const void**, std::size_t*) {}  // NOLINT(bugprone-reserved-identifier)
+}  // namespace
+#endif
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+// Saves the registers that a call keeps, puts the stack pointer at *from, and goes on where `to` was saved.
+extern "C" void tforge_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.globl tforge_switch_stack
+.type tforge_switch_stack, @function
+tforge_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size tforge_switch_stack, .-tforge_switch_stack
+)");
+
+namespace tforge_emulator {
+
+[[noreturn]] static void fail(const char* what) {
+  std::fprintf(stderr, "CUDA emulator: %s, in block (%u, %u, %u), thread (%u, %u, %u)\n", what, blockIdx.x, blockIdx.y,
+               blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  std::abort();
+}
+
+namespace {
+
+constexpr std::size_t kStackBytes = std::size_t{64} << 10;
+constexpr unsigned kMostThreads = 1024;
+constexpr unsigned kLanes = 32;
+
+struct Fiber {
+  enum State { ready, at_barrier, in_warp, ended } state = ended;
+  void* stack = nullptr;       // where it goes on
+  void* fake_stack = nullptr;  // of AddressSanitizer
+  uint3 index{};
+  unsigned line = 0;  // where it waits
+  unsigned exchanges = 0;
+};
+
+/// Of a warp: what its lanes hand over, for one exchange and the one before, whose values slow lanes still read.
+struct Warp {
+  std::uint64_t handed[2][kLanes];
+};
+
+struct Machine {
+  std::vector<Fiber> fibers{kMostThreads};
+  std::vector<Warp> warps{kMostThreads / kLanes};
+  std::byte* stacks = nullptr;
+  void* scheduler = nullptr;  // where it goes on
+  const void* scheduler_stack = nullptr;
+  std::size_t scheduler_bytes = 0;
+  Fiber* running = nullptr;
+  unsigned threads = 0;  // of a block
+  const std::function<void()>* thread = nullptr;
+  alignas(128) std::byte shared[227 << 10];
+  bool launched = false;
+};
+Machine machine;
+
+void stop_running() {
+  Fiber* self = machine.running;
+  __sanitizer_start_switch_fiber(&self->fake_stack, machine.scheduler_stack, machine.scheduler_bytes);
+  tforge_switch_stack(&self->stack, machine.scheduler);
+  __sanitizer_finish_switch_fiber(self->fake_stack, &machine.scheduler_stack, &machine.scheduler_bytes);
+}
+
+/// The life of a fiber: one thread after another.
+[[noreturn]] void fiber_main() {
+  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_bytes);
+  for (;;) {
+    (*machine.thread)();
+    machine.running->state = Fiber::ended;
+    stop_running();
+  }
+}
+
+void resume(Fiber& fiber) {
+  machine.running = &fiber;
+  threadIdx = fiber.index;
+  void* fake_stack = nullptr;
+  const auto number = static_cast<std::size_t>(&fiber - machine.fibers.data());
+  __sanitizer_start_switch_fiber(&fake_stack, machine.stacks + number * kStackBytes, kStackBytes);
+  tforge_switch_stack(&machine.scheduler, fiber.stack);
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+
+void make_fibers() {
+  void* memory = ::mmap(nullptr, kStackBytes * kMostThreads, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) fail("no memory for stacks");
+  machine.stacks = static_cast<std::byte*>(memory);
+  for (unsigned i = 0; i < kMostThreads; ++i) {
+    // As if fiber_main had been called: six registers below its address, the stack aligned as behind a call.
+    auto* top = reinterpret_cast<void**>(machine.stacks + (i + 1) * kStackBytes) - 2;
+    *top = reinterpret_cast<void*>(&fiber_main);
+    for (int r = 1; r <= 6; ++r) top[-r] = nullptr;
+    machine.fibers[i].stack = top - 6;
+  }
+}
+
+/// Lets the lanes go on whose whole warp has arrived at one exchange. Stops the program when a lane can never come.
+bool release_warps() {
+  bool released = false;
+  for (unsigned first = 0; first < machine.threads; first += kLanes) {
+    const unsigned end = std::min(machine.threads, first + kLanes);
+    unsigned waiting = 0;
+    for (unsigned i = first; i < end; ++i) waiting += machine.fibers[i].state == Fiber::in_warp ? 1 : 0;
+    if (waiting == 0) continue;
+    for (unsigned i = first; i < end; ++i) {
+      threadIdx = machine.fibers[i].index;
+      if (waiting < end - first && machine.fibers[i].state != Fiber::in_warp) {
+        fail("a lane is missing from an exchange of its warp");
+      }
+      if (machine.fibers[i].line != machine.fibers[first].line) fail("lanes of a warp are in different exchanges");
+    }
+    for (unsigned i = first; i < end; ++i) machine.fibers[i].state = Fiber::ready;
+    released = true;
+  }
+  return released;
+}
+
+/// True when all threads wait at one barrier, which lets them go on; false when all have ended.
+bool release_block() {
+  unsigned waiting = 0;
+  for (unsigned i = 0; i < machine.threads; ++i) waiting += machine.fibers[i].state == Fiber::at_barrier ? 1 : 0;
+  if (waiting == 0) return false;
+  for (unsigned i = 0; i < machine.threads; ++i) {
+    threadIdx = machine.fibers[i].index;
+    if (machine.fibers[i].state != Fiber::at_barrier) fail("a thread ended while others wait in __syncthreads()");
+    if (machine.fibers[i].line != machine.fibers[0].line) fail("threads wait at different __syncthreads()");
+    machine.fibers[i].state = Fiber::ready;
+  }
+  return true;
+}
+
+void run_block(const std::vector<unsigned>& order) {
+  for (unsigned i = 0; i < machine.threads; ++i) {
+    machine.fibers[i].state = Fiber::ready;
+    machine.fibers[i].exchanges = 0;
+  }
+  do {
+    for (const unsigned i : order) {
+      if (machine.fibers[i].state == Fiber::ready) resume(machine.fibers[i]);
+    }
+  } while (release_warps() || release_block());
+}
+
+/// Blocks and threads in their order, or shuffled by TFORGE_EMULATOR_ORDER.
+std::vector<unsigned> order_of(unsigned count, unsigned salt) {
+  std::vector<unsigned> order(count);
+  std::iota(order.begin(), order.end(), 0U);
+  static const char* const seed = std::getenv("TFORGE_EMULATOR_ORDER");
+  if (seed != nullptr) {
+    std::mt19937 random(static_cast<unsigned>(std::strtoul(seed, nullptr, 10)) + salt);
+    std::ranges::shuffle(order, random);
+  }
+  return order;
+}
+
+void wait_as(Fiber::State state, const std::source_location& where) {
+  machine.running->state = state;
+  machine.running->line = where.line();
+  stop_running();
+}
+
+}  // namespace
+
+void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+  if (machine.launched) fail("a launch inside a launch");
+  const DeviceAccess access;
+  machine.launched = true;
+  if (machine.stacks == nullptr) make_fibers();
+  blockDim = config.blockDim;
+  gridDim = config.gridDim;
+  machine.threads = blockDim.x * blockDim.y * blockDim.z;
+  machine.thread = &thread;
+  if (machine.threads == 0 || machine.threads > kMostThreads) fail("a block of no or more than 1024 threads");
+  if (gridDim.x == 0 || gridDim.y == 0 || gridDim.z == 0) fail("a grid without blocks");
+  if (gridDim.y > 65535 || gridDim.z > 65535) fail("a grid of more than 65535 blocks in y or z");
+  if (config.dynamicSmemBytes > sizeof(machine.shared)) fail("too much dynamic shared memory");
+  for (unsigned i = 0; i < machine.threads; ++i) {
+    machine.fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+  }
+  const std::vector<unsigned> threads = order_of(machine.threads, 1);
+  for (const unsigned b : order_of(gridDim.x * gridDim.y * gridDim.z, 2)) {
+    blockIdx = {b % gridDim.x, b / gridDim.x % gridDim.y, b / gridDim.x / gridDim.y};
+    std::memset(machine.shared, 0xff, config.dynamicSmemBytes);
+    run_block(threads);
+  }
+  machine.launched = false;
+}
+
+std::byte* dynamic_shared_memory() { return machine.shared; }
+
+int lane() { return static_cast<int>((machine.running - machine.fibers.data()) % kLanes); }
+
+void block_barrier(const std::source_location& where) { wait_as(Fiber::at_barrier, where); }
+
+const std::uint64_t* warp_exchange(std::uint64_t mine, const std::source_location& where) {
+  Fiber& self = *machine.running;
+  const auto number = static_cast<std::size_t>(&self - machine.fibers.data());
+  std::uint64_t* const handed = machine.warps[number / kLanes].handed[self.exchanges++ % 2];
+  handed[number % kLanes] = mine;
+  wait_as(Fiber::in_warp, where);
+  return handed;
+}
+
+}  // namespace tforge_emulator
+
+namespace {
+
+// Every allocation lies between guards.
+constexpr std::size_t kGuard = 256;
+constexpr int kGuardByte = 0xa5, kUnwritten = 0xff;
+
+std::size_t with_guards(std::size_t bytes) { return (bytes + 3 * kGuard - 1) / kGuard * kGuard; }
+
+/// Makes an allocation of `bytes` at `start`, where with_guards(bytes) bytes are.
+void* place(std::byte* start, std::size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(start, with_guards(bytes));
+  std::memset(start, kGuardByte, with_guards(bytes));
+  std::memset(start + kGuard, kUnwritten, bytes);
+  ASAN_POISON_MEMORY_REGION(start, kGuard);
+  ASAN_POISON_MEMORY_REGION(start + kGuard + bytes, with_guards(bytes) - kGuard - bytes);
+  return start + kGuard;
+}
+
+void check_guards([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
+#ifndef TFORGE_ADDRESS_SANITIZER  // which sees the access itself
+  const auto* data = static_cast<const unsigned char*>(memory);
+  for (std::size_t i = 0; i < kGuard; ++i) {
+    if (*(data - 1 - i) == kGuardByte && data[bytes + i] == kGuardByte) continue;
+    std::fprintf(stderr, "CUDA emulator: a write outside an allocation of %zu bytes\n", bytes);
+    std::abort();
+  }
+#endif
+}
+
+/// The device's memory: a range of addresses that are closed to the host but while kernels and copies run.
+struct DeviceMemory {
+  static constexpr std::size_t kAddresses = std::size_t{16} << 30, kHugePage = std::size_t{2} << 20;
+  std::byte* begin = nullptr;
+  std::size_t used = 0;  // addresses handed out, in huge pages
+  int open = 0;
+  std::map<std::size_t, std::size_t> blocks;  // live allocations: bytes by the offset of the first guard
+
+  void protect(int access) const {
+    if (used > 0 && ::mprotect(begin, used, access) != 0) tforge_emulator::fail("mprotect failed");
+  }
+  bool holds(const void* address) const { return begin != nullptr && address >= begin && address < begin + kAddresses; }
+};
+DeviceMemory device;
+
+void say_who_touched_it(int number, siginfo_t* info, void*) {
+  if (device.holds(info->si_addr)) {
+    constexpr char kText[] = "CUDA emulator: the host touched memory of the device\n";
+    static_cast<void>(!::write(2, kText, sizeof(kText) - 1));
+  }
+  ::signal(number, SIG_DFL);  // and the access comes again
+}
+
+void reserve_device_memory() {
+  void* memory = ::mmap(nullptr, DeviceMemory::kAddresses + DeviceMemory::kHugePage, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) tforge_emulator::fail("no addresses for the memory of the device");
+  const auto address = reinterpret_cast<std::uintptr_t>(memory) + DeviceMemory::kHugePage - 1;
+  device.begin = reinterpret_cast<std::byte*>(address / DeviceMemory::kHugePage * DeviceMemory::kHugePage);
+  ::madvise(device.begin, DeviceMemory::kAddresses, MADV_HUGEPAGE);  // fewer pages to open and close
+#ifndef TFORGE_ADDRESS_SANITIZER                                     // which tells more
+  struct sigaction action {};
+  action.sa_sigaction = say_who_touched_it;
+  action.sa_flags = SA_SIGINFO;
+  ::sigaction(SIGSEGV, &action, nullptr);
+#endif
+}
+
+/// Allocations by cudaMallocHost.
+std::map<void*, std::size_t>& pinned() {
+  static std::map<void*, std::size_t> all;
+  return all;
+}
+
+}  // namespace
+
+namespace tforge_emulator {
+
+DeviceAccess::DeviceAccess() {
+  if (device.open++ == 0) device.protect(PROT_READ | PROT_WRITE);
+}
+DeviceAccess::~DeviceAccess() {
+  if (--device.open == 0) device.protect(PROT_NONE);
+}
+
+}  // namespace tforge_emulator
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int number) { return number == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidValue: break;
+  }
+  return "invalid argument";
+}
+
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (device.begin == nullptr) reserve_device_memory();
+  std::size_t at = 0;  // the first gap that is wide enough
+  for (const auto& [offset, size] : device.blocks) {
+    if (offset - at >= with_guards(bytes)) break;
+    at = offset + with_guards(size);
+  }
+  const std::size_t end = at + with_guards(bytes);
+  if (end > DeviceMemory::kAddresses) return cudaErrorMemoryAllocation;
+  device.used =
+      std::max(device.used, (end + DeviceMemory::kHugePage - 1) / DeviceMemory::kHugePage * DeviceMemory::kHugePage);
+  device.blocks[at] = bytes;
+  const tforge_emulator::DeviceAccess access;
+  *memory = place(device.begin + at, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) {
+  if (memory == nullptr) return cudaSuccess;
+  if (!device.holds(memory)) return cudaErrorInvalidValue;
+  const auto found =
+      device.blocks.find(static_cast<std::size_t>(static_cast<std::byte*>(memory) - device.begin) - kGuard);
+  if (found == device.blocks.end()) return cudaErrorInvalidValue;
+  const tforge_emulator::DeviceAccess access;
+  check_guards(memory, found->second);
+  ASAN_POISON_MEMORY_REGION(memory, found->second);
+  device.blocks.erase(found);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
+  auto* start = static_cast<std::byte*>(std::aligned_alloc(kGuard, with_guards(bytes)));
+  if (start == nullptr) return cudaErrorMemoryAllocation;
+  *memory = place(start, bytes);
+  pinned()[*memory] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  const auto found = pinned().find(memory);
+  if (found == pinned().end()) return memory == nullptr ? cudaSuccess : cudaErrorInvalidValue;
+  check_guards(memory, found->second);
+  auto* const start = static_cast<std::byte*>(memory) - kGuard;
+  ASAN_UNPOISON_MEMORY_REGION(start, with_guards(found->second));
+  pinned().erase(found);
+  std::free(start);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
+  const tforge_emulator::DeviceAccess access;
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemset2DAsync(void* to, std::size_t pitch, int value, std::size_t row_bytes, std::size_t rows,
+                              cudaStream_t) {
+  const tforge_emulator::DeviceAccess access;
+  for (std::size_t r = 0; r < rows; ++r) std::memset(static_cast<std::byte*>(to) + r * pitch, value, row_bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  const tforge_emulator::DeviceAccess access;
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t row_bytes, std::size_t rows, cudaMemcpyKind, cudaStream_t) {
+  if (to_pitch < row_bytes || from_pitch < row_bytes) return cudaErrorInvalidValue;
+  const tforge_emulator::DeviceAccess access;
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::memmove(static_cast<std::byte*>(to) + r * to_pitch, static_cast<const std::byte*>(from) + r * from_pitch,
+                 row_bytes);
+  }
+  return cudaSuccess;
+}
+struct cudaEmulatedStream {};
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new cudaEmulatedStream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  const tforge_emulator::DeviceAccess access;
+  for (const auto& [offset, bytes] : device.blocks) check_guards(device.begin + offset + kGuard, bytes);
+  for (const auto& [memory, bytes] : pinned()) check_guards(memory, bytes);
+  return cudaSuccess;
+}

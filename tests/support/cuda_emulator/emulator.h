@@ -1,0 +1,15 @@
+#pragma once
+// The CUDA emulator: what it shows and what it cannot.
+//
+// Every thread of a block is a fiber of its own; blocks run one after another on the thread that launches, and a launch
+// is done when it returns. It finds
+//   - threads of a block that wait at different __syncthreads(), or of which some have ended: the program stops;
+//   - lanes of a warp missing from a shuffle, likewise;
+//   - memory that is read before anything was written to it: device memory is born NaN (all bits one);
+//   - writes just before or behind an allocation: guards around it are checked when it is freed and at every wait;
+//     with AddressSanitizer every access to them, and to memory that was freed;
+//   - the host's hands on memory of the device, which is closed to it but in copies: the program stops;
+//   - accesses of packs that are not aligned: they stop the program, as on a device;
+//   - with TFORGE_EMULATOR_ORDER=<seed>, results that depend on the order of blocks and threads: both run shuffled.
+// It says nothing about speed, the memory model (a missing fence or __syncwarp between the threads of a warp), limits
+// of registers, cuBLASLt's algorithms, or several streams at once: work is done in the order in which it is issued.

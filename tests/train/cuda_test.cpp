@@ -1,0 +1,159 @@
+// Training on a CUDA device beside the CPU: losses, checkpoints from one to the other, memory of the steady state.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "support/tiny_run.h"
+#include "train/workplace.h"
+
+namespace tforge {
+namespace {
+
+using test::Lab;
+
+/// A trainer on a device, new or from a checkpoint.
+struct PlacedRun {
+  PlacedRun(const RunConfig& config, const Lab& lab)
+      : place(test_world(), config.run.device), trainer(config, lab.dataset(), mesh, place.memory(), place.stream()) {}
+  PlacedRun(const RunConfig& config, const Lab& lab, const std::string& checkpoint)
+      : place(test_world(), config.run.device),
+        trainer(config, lab.dataset(), mesh, place.memory(), place.stream(), CheckpointReader::open(checkpoint)) {}
+
+  Workplace place;
+  Mesh mesh = test::alone();
+  Trainer trainer;
+};
+
+/// Calls f(lab) where there is a device for one rank.
+template <class F>
+void on_cuda(const F& f) {
+  const Devices found = devices_of(Device::cuda);
+  if (found.count == 0) GTEST_SKIP() << "no CUDA device: " << found.why_none;
+  if (test_world().size() > 1) GTEST_SKIP() << "a device is used by one rank";
+  const Lab lab;
+  f(lab);
+}
+
+/// Few rows: an emulated device is slow.
+RunConfig small(const Lab& lab, DType dtype, PattentionNorm norm = PattentionNorm::l2_norm_gelu) {
+  RunConfig config = lab.config(dtype, norm);
+  config.model.max_seq = 16;
+  config.train.batch = 3;
+  return config;
+}
+
+RunConfig on(Device device, RunConfig config) {
+  config.run.device = device;
+  return config;
+}
+
+double relative(double a, double b) { return std::abs(a - b) / std::abs(b); }
+
+TEST(Cuda, TrainsAsTheCpuDoes) {
+  on_cuda([](const Lab& lab) {
+    for (const PattentionNorm norm :
+         {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
+      const int steps = norm == PattentionNorm::l2_norm_gelu ? 50 : 5;
+      const RunConfig config = small(lab, DType::f32, norm);
+      PlacedRun there(on(Device::cuda, config), lab), here(on(Device::cpu, config), lab);
+      for (int i = 0; i < steps; ++i) {
+        const StepResult got = there.trainer.step(), want = here.trainer.step();
+        ASSERT_LE(relative(got.loss, want.loss), 1e-3) << name_of(norm) << ", step " << i;
+        ASSERT_LE(relative(got.grad_norm, want.grad_norm), 1e-2) << name_of(norm) << ", step " << i;
+      }
+      const EvalResult got = there.trainer.evaluate(Split::validation, {}),
+                       want = here.trainer.evaluate(Split::validation, {});
+      EXPECT_EQ(got.tokens, want.tokens);
+      EXPECT_LE(relative(got.nll_sum, want.nll_sum), 1e-3);
+    }
+  });
+}
+
+TEST(Cuda, TrainsTheOtherKindsToo) {
+  on_cuda([](const Lab& lab) {
+    RunConfig transformer = small(lab, DType::f32);
+    transformer.model.kind = "transformer";
+    transformer.model.ffn_dim = 97;
+    RunConfig memory = small(lab, DType::f64);  // in f32 the sums of a device may flip a bit of a hash
+    memory.model.kind = "memoryformer";
+    memory.model.hash_bits = {4, 4, 5};
+    memory.model.memory_width = 45;
+    memory.train.idle_rows = IdleRows::skip;
+    for (const RunConfig& config : {transformer, memory}) {
+      const double bound = config.train.dtype == DType::f64 ? 1e-9 : 1e-4;
+      PlacedRun there(on(Device::cuda, config), lab), here(on(Device::cpu, config), lab);
+      for (int i = 0; i < 5; ++i) {
+        const StepResult got = there.trainer.step(), want = here.trainer.step();
+        ASSERT_LE(relative(got.loss, want.loss), bound) << config.model.kind << ", step " << i;
+        ASSERT_LE(relative(got.grad_norm, want.grad_norm), 100 * bound) << config.model.kind << ", step " << i;
+      }
+    }
+  });
+}
+
+TEST(Cuda, GivesTheSameBitsTwice) {
+  on_cuda([](const Lab& lab) {
+    const RunConfig config = on(Device::cuda, small(lab, DType::f32));
+    PlacedRun first(config, lab), second(config, lab);
+    for (int i = 0; i < 5; ++i) {
+      const StepResult a = first.trainer.step(), b = second.trainer.step();
+      ASSERT_EQ(a.loss, b.loss);
+      ASSERT_EQ(a.grad_norm, b.grad_norm);
+    }
+  });
+}
+
+TEST(Cuda, GoesOnFromTheCpuAndBack) {
+  on_cuda([](const Lab& lab) {
+    const RunConfig config = small(lab, DType::f32);
+    const RunConfig cuda = on(Device::cuda, config), cpu = on(Device::cpu, config);
+    PlacedRun whole(cpu, lab), begun(cpu, lab);
+    for (int i = 0; i < 3; ++i) begun.trainer.step();
+    begun.trainer.save(test_world(), lab.path("on_cpu.h5"), Retention::rolling);
+    PlacedRun middle(cuda, lab, lab.path("on_cpu.h5"));
+    for (int i = 0; i < 3; ++i) middle.trainer.step();
+    middle.trainer.save(test_world(), lab.path("on_cuda.h5"), Retention::rolling);
+    PlacedRun again(cuda, lab, lab.path("on_cuda.h5")), back(cpu, lab, lab.path("on_cuda.h5"));
+    for (int i = 0; i < 6; ++i) whole.trainer.step();
+    for (int i = 0; i < 3; ++i) {
+      const double want = whole.trainer.step().loss, on_device = middle.trainer.step().loss;
+      EXPECT_LE(relative(on_device, want), 1e-4);
+      EXPECT_EQ(again.trainer.step().loss, on_device) << "a resume on the device";
+      EXPECT_LE(relative(back.trainer.step().loss, want), 1e-4);
+    }
+  });
+}
+
+TEST(Cuda, AsksForNoMemoryFromTheThirdStepOn) {
+  on_cuda([](const Lab& lab) {
+    RunConfig config = on(Device::cuda, small(lab, DType::f32));
+    config.train.micro_batch = 2;  // two micro-batches of unlike size
+    PlacedRun run(config, lab);
+    for (int i = 0; i < 2; ++i) run.trainer.step();
+    const std::uint64_t before = run.place.memory().report().system_requests;
+    for (int i = 0; i < 3; ++i) run.trainer.step();
+    EXPECT_EQ(run.place.memory().report().system_requests, before);
+    EXPECT_GT(run.place.memory().report().total_peak, 0U);
+  });
+}
+
+TEST(Cuda, WithoutADeviceOneLineSaysSo) {
+  const Devices found = devices_of(Device::cuda);
+  if (found.count > 0) GTEST_SKIP() << "there is a device";
+  try {
+    const Workplace place(test_world(), Device::cuda);
+    FAIL() << "a place on no device";
+  } catch (const DeviceError& error) {
+    const std::string text = error.what();
+    EXPECT_EQ(error.code(), ExitCode::no_resources);
+    EXPECT_EQ(text.find("run.device = \"cuda\": there is none here: "), 0U) << text;
+    EXPECT_NE(text.find(found.why_none), std::string::npos) << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace tforge
