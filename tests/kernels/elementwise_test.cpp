@@ -190,7 +190,7 @@ TEST(ElementwiseErrors, NameTheOperand) {
   EXPECT_THROW(kernels::fill(cpu, integers.view(), 1), DTypeError);
   Stream cuda(Device::cuda);
   EXPECT_THROW(kernels::fill(cuda, a.view(), 1), Error);  // no code for it in this build, or memory of the host
-  kernels::fill(cpu, Matrix<float>(0, 3).view(), 1);  // nothing to do is not an error
+  kernels::fill(cpu, Matrix<float>(0, 3).view(), 1);      // nothing to do is not an error
 }
 
 template <class T>
