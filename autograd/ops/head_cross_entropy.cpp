@@ -26,7 +26,8 @@ struct HeadCrossEntropyNode final : Node {
 
 /// Runs over the chunks; `node` null means forward only. nll [T] f64 is filled when given. The sum of nll.
 Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targets, std::int64_t first_row,
-                  double weight, Reducer& reducer, const HeadShards& head, HeadCrossEntropyNode* node, Tensor nll_out) {
+                  double weight, Reducer& reducer, const HeadShards& head, HeadCrossEntropyNode* node,
+                  const Tensor& nll_out) {
   Stream& stream = tape.stream();
   const std::int64_t rows = h.shape().rows(), vocab = table.shape().rows(), shards = head.rows.count();
   const bool by_shard = reducer.by_shard();
