@@ -17,7 +17,7 @@ fi
 command -v clang++ >/dev/null || die "clang++ is missing; on Debian: apt-get install clang libclang-rt-dev libomp-dev"
 
 build=$PWD/build-fuzz
-CC=clang CXX=clang++ cmake -S . -B "$build" -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -Wno-pass-failed" -DTFORGE_BENCH=OFF -DTFORGE_FUZZ=ON \
+CC=clang CXX=clang++ cmake -S . -B "$build" -G Ninja -DCMAKE_CXX_FLAGS_RELEASE="-O1 -Wno-pass-failed" -DTFORGE_BENCH=OFF -DTFORGE_CUDA=OFF -DTFORGE_FUZZ=ON \
   -DTFORGE_SANITIZE=fuzzer-no-link,address,undefined,float-cast-overflow >/dev/null
 cmake --build "$build" --target fuzz_seeds fuzz_readers
 

@@ -12,7 +12,7 @@ export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1:fast_unwind_on_ma
 export LSAN_OPTIONS=suppressions=$PWD/tests/sanitizers/lsan.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 if command -v clang++ >/dev/null; then
-  CC=clang CXX=clang++ cmake -S . -B build-tsan -G Ninja -DTFORGE_SANITIZE=thread -DTFORGE_BENCH=OFF >/dev/null
+  CC=clang CXX=clang++ cmake -S . -B build-tsan -G Ninja -DTFORGE_SANITIZE=thread -DTFORGE_BENCH=OFF -DTFORGE_CUDA=OFF >/dev/null
   cmake --build build-tsan --target data_test heartbeat_test checkpoint_test
   # The sanitizer of clang 14 knows no address layout that is as random as a newer kernel's.
   setarch -R build-tsan/tests/data_test --gtest_filter='Prefetching.*'

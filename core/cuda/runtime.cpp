@@ -43,7 +43,7 @@ void* create_stream(int number) {
   return stream;
 }
 
-void destroy_stream(void* stream) { cudaStreamDestroy(static_cast<cudaStream_t>(stream)); }
+void destroy_stream(void* native) { cudaStreamDestroy(static_cast<cudaStream_t>(native)); }
 
 void wait(const Stream& stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
 

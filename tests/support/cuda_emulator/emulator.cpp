@@ -203,9 +203,9 @@ std::vector<unsigned> order_of(unsigned count, unsigned salt) {
   return order;
 }
 
-void wait_as(Fiber::State state, const std::source_location& where) {
+void wait_as(Fiber::State state, unsigned line) {
   machine.running->state = state;
-  machine.running->line = where.line();
+  machine.running->line = line;
   stop_running();
 }
 
@@ -240,14 +240,14 @@ std::byte* dynamic_shared_memory() { return machine.shared; }
 
 int lane() { return static_cast<int>((machine.running - machine.fibers.data()) % kLanes); }
 
-void block_barrier(const std::source_location& where) { wait_as(Fiber::at_barrier, where); }
+void block_barrier(unsigned line) { wait_as(Fiber::at_barrier, line); }
 
-const std::uint64_t* warp_exchange(std::uint64_t mine, const std::source_location& where) {
+const std::uint64_t* warp_exchange(std::uint64_t mine, unsigned line) {
   Fiber& self = *machine.running;
   const auto number = static_cast<std::size_t>(&self - machine.fibers.data());
   std::uint64_t* const handed = machine.warps[number / kLanes].handed[self.exchanges++ % 2];
   handed[number % kLanes] = mine;
-  wait_as(Fiber::in_warp, where);
+  wait_as(Fiber::in_warp, line);
   return handed;
 }
 

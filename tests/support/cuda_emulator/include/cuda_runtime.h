@@ -2,7 +2,7 @@
 // A CUDA device made of the processor: the part of the language and of the runtime that our .cu files use, so that the
 // host's compiler builds them and their logic is tested where there is no device. What it is and is not: see
 // tests/support/cuda_emulator/emulator.h.
-#include <math.h>
+#include <math.h>  // NOLINT(modernize-deprecated-headers): kernels call expf without std::
 
 #include <algorithm>
 #include <atomic>
@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <source_location>
 #include <tuple>
 
 #define TFORGE_CUDA_EMULATOR 1
@@ -80,9 +79,9 @@ void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
 std::byte* dynamic_shared_memory();
 
 /// Waits for all threads of the block.
-void block_barrier(const std::source_location& where);
+void block_barrier(unsigned line);
 /// Hands 8 bytes to the warp, waits for all of its threads, and returns what each of them handed.
-const std::uint64_t* warp_exchange(std::uint64_t mine, const std::source_location& where);
+const std::uint64_t* warp_exchange(std::uint64_t mine, unsigned line);
 
 template <class T>
 std::uint64_t to_bits(T value) {
@@ -98,8 +97,8 @@ T from_bits(std::uint64_t bits) {
   return value;
 }
 template <class T>
-T shuffle(T value, int lane, const std::source_location& where) {
-  const std::uint64_t* all = warp_exchange(to_bits(value), where);
+T shuffle(T value, int lane, unsigned line) {
+  const std::uint64_t* all = warp_exchange(to_bits(value), line);
   return from_bits<T>(all[lane & 31]);
 }
 int lane();
@@ -128,28 +127,25 @@ extern dim3 blockDim, gridDim;
 #define __shared__ static  // blocks run one after another
 #define __launch_bounds__(...)
 
-inline void __syncthreads(const std::source_location& where = std::source_location::current()) {
-  tforge_emulator::block_barrier(where);
-}
-inline void __syncwarp(unsigned = 0xffffffffU, const std::source_location& where = std::source_location::current()) {
-  tforge_emulator::warp_exchange(0, where);
+inline void __syncthreads(unsigned line = __builtin_LINE()) { tforge_emulator::block_barrier(line); }
+inline void __syncwarp(unsigned = 0xffffffffU, unsigned line = __builtin_LINE()) {
+  tforge_emulator::warp_exchange(0, line);
 }
 template <class T>
-T __shfl_sync(unsigned, T value, int lane, const std::source_location& where = std::source_location::current()) {
-  return tforge_emulator::shuffle(value, lane, where);
+T __shfl_sync(unsigned, T value, int lane, unsigned line = __builtin_LINE()) {
+  return tforge_emulator::shuffle(value, lane, line);
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask, const std::source_location& where = std::source_location::current()) {
-  return tforge_emulator::shuffle(value, tforge_emulator::lane() ^ mask, where);
+T __shfl_xor_sync(unsigned, T value, int mask, unsigned line = __builtin_LINE()) {
+  return tforge_emulator::shuffle(value, tforge_emulator::lane() ^ mask, line);
 }
 template <class T>
-T __shfl_down_sync(unsigned, T value, int delta, const std::source_location& where = std::source_location::current()) {
+T __shfl_down_sync(unsigned, T value, int delta, unsigned line = __builtin_LINE()) {
   const int from = tforge_emulator::lane() + delta;
-  return tforge_emulator::shuffle(value, from < 32 ? from : tforge_emulator::lane(), where);
+  return tforge_emulator::shuffle(value, from < 32 ? from : tforge_emulator::lane(), line);
 }
-inline unsigned __ballot_sync(unsigned, int predicate,
-                              const std::source_location& where = std::source_location::current()) {
-  const std::uint64_t* all = tforge_emulator::warp_exchange(predicate != 0 ? 1 : 0, where);
+inline unsigned __ballot_sync(unsigned, int predicate, unsigned line = __builtin_LINE()) {
+  const std::uint64_t* all = tforge_emulator::warp_exchange(predicate != 0 ? 1 : 0, line);
   unsigned ballot = 0;
   for (int i = 0; i < 32; ++i) ballot |= static_cast<unsigned>(all[i] & 1) << i;
   return ballot;
