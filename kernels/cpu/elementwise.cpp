@@ -177,9 +177,10 @@ void scale(T alpha, ConstTensorView x, TensorView y) {
 
 template <class T>
 void sum_to(ConstTensorView x, GradMode mode, TensorView sum) {
-  const T* in = x.elements() > 0 ? x.as<T>() : nullptr;
+  const std::int64_t count = x.elements();
+  const T* in = count > 0 ? x.as<T>() : nullptr;
   T total = mode == GradMode::accumulate ? *sum.as<T>() : T(0);
-  for (std::int64_t i = 0; i < x.elements(); ++i) total += in[i];
+  for (std::int64_t i = 0; i < count; ++i) total += in[i];
   *sum.as<T>() = total;
 }
 

@@ -297,7 +297,7 @@ struct DeviceMemory {
 };
 DeviceMemory device;
 
-void say_who_touched_it(int number, siginfo_t* info, void*) {
+[[maybe_unused]] void say_who_touched_it(int number, siginfo_t* info, void*) {
   if (device.holds(info->si_addr)) {
     constexpr char kText[] = "CUDA emulator: the host touched memory of the device\n";
     static_cast<void>(!::write(2, kText, sizeof(kText) - 1));
