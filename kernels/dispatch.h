@@ -5,8 +5,8 @@
 
 namespace tforge::kernels {
 
-/// Calls `cuda` for a stream of a CUDA device, `cpu` else, and nothing in a rehearsal. A build without CUDA does not look at `cuda`: it is a
-/// generic lambda, [&](auto) { return cuda::kernel(...); }, that nothing instantiates there.
+/// Calls `cuda` for a stream of a CUDA device, `cpu` else, and nothing in a rehearsal. A build without CUDA does not
+/// look at `cuda`: it is a generic lambda, [&](auto) { return cuda::kernel(...); }, that nothing instantiates there.
 template <class Cpu, class Cuda>
 void on_device(const Stream& stream, const Cpu& cpu, [[maybe_unused]] const Cuda& cuda) {
   if (stream.rehearses()) return;

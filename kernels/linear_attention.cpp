@@ -79,9 +79,8 @@ void cosine_features(Stream& stream, TensorView table) {
   constexpr const char* kOp = "cosine_features";
   check_cpu(kOp, stream);
   check_matrix(kOp, "table", table, table.dtype, table.rows(), 2);
-  with_compute_type(kOp, table.dtype, [&](auto t) {
-    on_cpu(stream, [&] { cpu::cosine_features<decltype(t)>(table); });
-  });
+  with_compute_type(kOp, table.dtype,
+                    [&](auto t) { on_cpu(stream, [&] { cpu::cosine_features<decltype(t)>(table); }); });
 }
 
 void linear_attention_forward(Stream& stream, const LinearShape& shape, const FeatureMap& map, ConstTensorView q,
@@ -104,9 +103,8 @@ void linear_attention_forward(Stream& stream, const LinearShape& shape, const Fe
   check_workspace(kOp, workspace, q.dtype, linear_attention_workspace(shape, head_dim, map.count, LinearPass::forward));
   const ProfileScope scope(stream, kOp, {operations(shape, map, head_dim, 2, 1), bytes_of(q, k, v, out)});
   with_compute_type(kOp, q.dtype, [&](auto t) {
-    on_cpu(stream, [&] {
-      cpu::linear_attention_forward<decltype(t)>(shape, map, q, k, v, out, den, state, workspace);
-    });
+    on_cpu(stream,
+           [&] { cpu::linear_attention_forward<decltype(t)>(shape, map, q, k, v, out, den, state, workspace); });
   });
 }
 

@@ -44,9 +44,8 @@ void slots_forward(Stream& stream, const SlotShape& shape, ConstTensorView proje
   check_rows(kOp, "x", x, x.dtype, columns, shape, shape.x_stride, shape.block);
   check_rows(kOp, "y", y, x.dtype, columns, shape, shape.y_stride, shape.slots);
   const ProfileScope scope(stream, kOp, {operations(shape, columns), bytes_of(projection, x, y)});
-  with_compute_type(kOp, x.dtype, [&](auto t) {
-    on_cpu(stream, [&] { cpu::slots_forward<decltype(t)>(shape, projection, x, y); });
-  });
+  with_compute_type(kOp, x.dtype,
+                    [&](auto t) { on_cpu(stream, [&] { cpu::slots_forward<decltype(t)>(shape, projection, x, y); }); });
 }
 
 void slots_backward(Stream& stream, const SlotShape& shape, ConstTensorView projection, ConstTensorView x,

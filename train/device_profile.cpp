@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 
-#include "core/printable.h"
 #include "train/toml_table.h"
 
 namespace tforge {
@@ -55,8 +54,8 @@ KernelCost fit(std::span<const KernelSample> samples) {
   std::vector<Three> rows;
   std::vector<double> targets;
   for (const KernelSample& s : samples) {
-    rows.push_back({static_cast<double>(s.calls) / s.step_seconds, s.work.flops / s.step_seconds,
-                    s.work.bytes / s.step_seconds});
+    rows.push_back(
+        {static_cast<double>(s.calls) / s.step_seconds, s.work.flops / s.step_seconds, s.work.bytes / s.step_seconds});
     targets.push_back(s.seconds / s.step_seconds);
     for (std::size_t i = 0; i < 3; ++i) scale[i] = std::max(scale[i], rows.back()[i]);
   }
@@ -123,8 +122,8 @@ DeviceProfile load_device_profile(const std::string& path) { return parse_device
 
 std::string to_toml(const DeviceProfile& profile) {
   std::string text = "# What tf_plan --device predicts with; docs/planning.md.\n[device]\n";
-  text += fmt::format("name = \"{}\"\ndate = \"{}\"\nthreads = {}\ndtype = \"{}\"\n", printable(profile.name),
-                      printable(profile.date), profile.threads, name_of(profile.dtype));
+  text += fmt::format("name = {}\ndate = {}\nthreads = {}\ndtype = {}\n", quoted(profile.name), quoted(profile.date),
+                      profile.threads, quoted(std::string(name_of(profile.dtype))));
   text += fmt::format("gflops = {:.1f}  # of a large product\ngbytes = {:.2f}  # of a sum of large vectors\n",
                       profile.flops_per_second / 1e9, profile.bytes_per_second / 1e9);
   if (profile.link) {
@@ -135,7 +134,8 @@ std::string to_toml(const DeviceProfile& profile) {
   for (const auto& [name, cost] : profile.kernels) {
     std::string parts;
     const auto add = [&](const char* key, double value) {
-      if (std::isfinite(value) && value > 0) parts += fmt::format("{}{} = {:.5g}", parts.empty() ? "" : ", ", key, value);
+      if (std::isfinite(value) && value > 0)
+        parts += fmt::format("{}{} = {:.5g}", parts.empty() ? "" : ", ", key, value);
     };
     if (cost.flop > 0) add("gflops", 1e-9 / cost.flop);
     if (cost.byte > 0) add("gbytes", 1e-9 / cost.byte);

@@ -3,8 +3,8 @@
 //
 // A kernel's time is taken as calls a + FLOPs b + bytes c, with three costs a, b, c >= 0 of each kernel. Its FLOPs and
 // bytes are those that it reports itself (core/profile.h), so the model has no sizes of its own. For a product b is the
-// rate of its inner loop and c what a number costs beside it (packing, GELU and its slope, exponentials): a narrow layer
-// is slower a FLOP because it has more numbers a FLOP.
+// rate of its inner loop and c what a number costs beside it (packing, GELU and its slope, exponentials): a narrow
+// layer is slower a FLOP because it has more numbers a FLOP.
 #include <cstdint>
 #include <map>
 #include <span>
@@ -30,10 +30,10 @@ struct DeviceProfile {
   std::string date;
   std::int64_t threads = 1;  // of a rank
   DType dtype = DType::f32;
-  double flops_per_second = 0;               // of a large product
-  double bytes_per_second = 0;               // of a sum of large vectors
+  double flops_per_second = 0;                // of a large product
+  double bytes_per_second = 0;                // of a sum of large vectors
   std::map<std::string, KernelCost> kernels;  // by the name under which they report; and kBetweenKernels
-  std::optional<Link> link;                  // between ranks
+  std::optional<Link> link;                   // between ranks
 
   /// Seconds of `kernel.calls` calls that did `kernel.work`. A kernel that is not in the profile works at the rate of
   /// the large product or at that of memory, whichever takes longer.

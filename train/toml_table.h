@@ -17,9 +17,14 @@
 
 namespace tforge {
 
-/// Parses `text`; `source` stands for the file. Throws ConfigError with line and column.
+/// "file:line:column".
+std::string place(const std::string& source, const toml::source_position& position);
+/// A TOML string on one line, whatever is in it.
+std::string quoted(const std::string& text);
+/// Parses `text`; `source` stands for the file. Throws ConfigError with line and column, or when it is more than a
+/// configuration can be.
 toml::table parse_toml(std::string_view text, const std::string& source);
-/// The whole of a small file. Throws ConfigError when it cannot be read, or has more than 256 KiB.
+/// As much of a file as parse_toml may be given, and a byte more. Throws ConfigError when it cannot be read.
 std::string small_file(const std::string& path);
 
 /// One table of a file. All members throw ConfigError that begins with `where`.
