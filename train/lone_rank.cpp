@@ -1,6 +1,7 @@
 #include "train/lone_rank.h"
 
 #include "core/rng.h"
+#include "kernels/device_libraries.h"
 #include "model/models.h"
 
 namespace tforge {
@@ -9,7 +10,7 @@ LoneRank::LoneRank(const RunConfig& config, const ShardPlan& plan, const MeshPla
     : config_(config),
       stream_(config.run.device, execution),
       allocator_(stream_),
-      libraries_(stream_, allocator_),
+      libraries_(std::make_unique<kernels::DeviceLibraries>(stream_, allocator_)),
       mesh_{place.dp,
             place.tp,
             place.dp_index,
@@ -28,6 +29,8 @@ LoneRank::LoneRank(const RunConfig& config, const ShardPlan& plan, const MeshPla
     token = static_cast<std::int32_t>(rng.below(i++, static_cast<std::uint64_t>(config_.model.vocab)));
   }
 }
+
+LoneRank::~LoneRank() = default;
 
 void LoneRank::step() {
   const auto batch = [this](const MicroRange& now, const MicroRange&) {

@@ -5,7 +5,6 @@
 
 #include "core/allocator.h"
 #include "core/profile.h"
-#include "kernels/device_libraries.h"
 #include "model/language_model.h"
 #include "parallel/mesh.h"
 #include "train/communication_model.h"
@@ -14,6 +13,10 @@
 #include "train/optimizer.h"
 
 namespace tforge {
+
+namespace kernels {
+class DeviceLibraries;
+}
 
 /// The model, gradient pass and optimizer that a Trainer at `place` has, and micro-batches as large as its; the ranks
 /// beside it exist in number alone (create_lone()), so that what is computed means nothing. In a rehearsal nothing is
@@ -25,6 +28,7 @@ class LoneRank {
   LoneRank(const RunConfig& config, const ShardPlan& plan, const MeshPlace& place, Execution execution);
   LoneRank(const LoneRank&) = delete;
   LoneRank& operator=(const LoneRank&) = delete;
+  ~LoneRank();
 
   /// Forward, backward, reduction, norm and update.
   void step();
@@ -40,7 +44,7 @@ class LoneRank {
   RunConfig config_;
   Stream stream_;
   Allocator allocator_;
-  kernels::DeviceLibraries libraries_;
+  std::unique_ptr<kernels::DeviceLibraries> libraries_;
   Mesh mesh_;
   std::unique_ptr<LanguageModel> model_;
   GradientPass gradients_;

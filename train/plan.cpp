@@ -1,7 +1,6 @@
 #include "train/plan.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "kernels/gemm.h"
 #include "model/accounting.h"
@@ -155,19 +154,6 @@ std::string time_text(const RunConfig& config, const StepPlan& plan, const PlanR
                         fmt::join(time.unknown, ", "));
   }
   return text;
-}
-
-/// The vocabulary of the dataset, where there is one.
-void take_vocab(RunConfig& config) {
-  std::error_code ignored;
-  if (std::filesystem::exists(config.data.path, ignored)) {
-    const TokenDataset dataset(config.data.path);
-    return adopt_vocab(config, dataset.vocab(), dataset.path());
-  }
-  if (config.model.vocab == 0) {
-    throw ConfigError("data.path = \"{}\" is not there, so model.vocab has to be given: --set model.vocab=N",
-                      config.data.path);
-  }
 }
 
 MeshSize mesh_size(const RunConfig& config, std::int64_t ranks) {

@@ -8,8 +8,11 @@
 
 namespace tforge {
 
+/// The vocabulary of the dataset, where there is one; else model.vocab has to be given. Throws ConfigError, DataError.
+void take_vocab(RunConfig& config);
+
 struct PlannedStage {
-  RunConfig config;         // of the stage, with the parameter tokens that it has; paths are seen from here
+  RunConfig config;         // of the stage, with the model that it has by then
   std::int64_t tokens = 0;  // to train
   std::int64_t ranks = 1;
 };
