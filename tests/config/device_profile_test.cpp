@@ -6,7 +6,7 @@
 #include <array>
 
 #include "model/shard_plan.h"
-#include "support/expect_error.h"
+#include "support/corpus.h"
 #include "train/lone_rank.h"
 #include "train/plan.h"
 
