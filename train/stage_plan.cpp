@@ -46,7 +46,7 @@ ModelConfig grown(const ModelConfig& model, const TomlTable& stage, const std::s
   request.model = "the model";
   add_counts(*grow, "", where, request.counts);
   if (const auto rule = stage.text("rule")) request.rule = *rule;
-  if (const auto noise = stage.positive("noise")) request.noise = *noise;
+  if (const auto noise = stage.number("noise")) request.noise = *noise;
   try {
     return kind_of(model).growth(model, request)->grown();
   } catch (const Error& error) {

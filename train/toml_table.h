@@ -43,13 +43,15 @@ class TomlTable {
 
   std::optional<std::string> text(std::string_view key) const { return value<std::string>(key, "a text"); }
   std::optional<std::int64_t> integer(std::string_view key) const { return value<std::int64_t>(key, "an integer"); }
-  /// More than 0 and finite; an integer will do.
+  /// An integer will do.
+  std::optional<double> number(std::string_view key) const { return value<double>(key, "a number"); }
+  /// More than 0 and finite.
   std::optional<double> positive(std::string_view key) const {
-    const std::optional<double> number = value<double>(key, "a number");
-    if (number && !(*number > 0 && std::isfinite(*number))) {
-      throw ConfigError("{}: {} = {}: want more than 0", where_, key, *number);
+    const std::optional<double> found = number(key);
+    if (found && !(*found > 0 && std::isfinite(*found))) {
+      throw ConfigError("{}: {} = {}: want more than 0", where_, key, *found);
     }
-    return number;
+    return found;
   }
   std::vector<std::string> texts(std::string_view key) const {
     std::vector<std::string> all;

@@ -131,7 +131,7 @@ class Plan(JobTest):
                 ("bad.toml: stage 2: --set parallel.tq: unknown key parallel.tq; did you mean `parallel.tp`?",
                  "parallel.tp=2", "parallel.tq=2"),
                 ("none.toml: cannot be read#", '"tiny.toml"', '"none.toml"'),
-                ("bad.toml:3:10: #", '"tiny.toml"', "tiny")]:
+                ("bad.toml:3:#", '"tiny.toml"', "tiny")]:
             self.assertEqual(PLAN.count(old), 1)
             self.write("bad.toml", PLAN.replace(old, new))
             refused(message if not message.startswith("none") else "bad.toml: stage 1: " + message, "--stages", "bad.toml")

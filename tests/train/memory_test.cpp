@@ -146,7 +146,7 @@ TEST(Memory, ARehearsalTakesWhatARunTakesInEveryMode) {
   }
 }
 
-/// A rehearsal allocates nothing that exists: this one is of 4.8 terabytes.
+/// A rehearsal allocates nothing that exists: this one is of 3.7 terabytes.
 TEST(Memory, ARehearsalIsOfAnySize) {
   RunConfig config;
   config.model.layers = 96;
