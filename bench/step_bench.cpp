@@ -20,6 +20,7 @@
 #include "train/config.h"
 #include "train/gradient_pass.h"
 #include "train/optimizer.h"
+#include "train/plan.h"
 #include "train/trainer.h"
 
 using namespace tforge;
@@ -62,6 +63,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> set;
   bool profile_wanted = false;
   std::optional<double> link_gbs;
+  std::optional<std::string> device_path;
   double link_us = 2;
   const JobInfo info{
       .name = "step_bench",
@@ -84,6 +86,8 @@ int main(int argc, char** argv) {
                   {"set", "KEY=VALUE", &set, "a key of [train], [parallel] or run.deterministic, as for tf_train"},
                   {"profile", "", &profile_wanted, "one step more, with a table of its kernels"},
                   {"link-gbs", "X", &link_gbs, "also predicts 8, 64 and 512 such ranks over links of X GB/s each way"},
+                  {"device-profile", "FILE", &device_path,
+                   "also says what tf_plan predicts with this profile; several ranks need its [link]"},
                   {"link-us", "X", &link_us, "latency of a message over such a link, microseconds"}}};
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
     kernels::start_cpu_runtime(static_cast<int>(threads));
@@ -169,6 +173,14 @@ int main(int argc, char** argv) {
           static_cast<double>(allocator.report().reserved) / 1e6, (after.seconds - before.seconds) * per_step * 1e3,
           (after.exposed_seconds - before.exposed_seconds) * per_step * 1e3,
           static_cast<double>(after.bytes - before.bytes) * per_step);
+    }
+    if (device_path && world.rank() == 0) {
+      const DeviceProfile device = load_device_profile(*device_path);
+      const StepPlan plan = plan_step(config, model.plan(), {mesh.dp, mesh.tp});
+      const StepTime time = predict(config, plan, device, device.link);
+      std::printf(
+          "{\"what\": \"plan\", \"predicted_ms\": %.3f, \"predicted_exposed_ms\": %.3f, \"planned_tensor_mb\": %.1f}\n",
+          time.total() * 1e3, time.exposed * 1e3, (plan.memory[0].total() - plan.memory[0].saving) / 1e6);
     }
     if (link_gbs && world.rank() == 0) {
       const double compute = median / 1e3 - (after.exposed_seconds - before.exposed_seconds) * per_step;

@@ -19,6 +19,7 @@ void copy(const Stream& stream, ConstTensorView from, TensorView to) {
                           name_of(stream.device()));
     }
   }
+  if (stream.rehearses()) return;
   const std::size_t size = size_of(from.dtype);
   const auto bytes = [size](std::int64_t elements) { return static_cast<std::size_t>(elements) * size; };
   const std::size_t row_bytes = bytes(from.columns());

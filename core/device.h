@@ -8,6 +8,10 @@ namespace tforge {
 enum class Device : std::uint8_t { cpu, cuda };
 std::string_view name_of(Device device);
 
+/// Whether kernels do their work, or check their operands and report it (Stream::profile) and nothing else. In a
+/// rehearsal memory is handed out and counted, but only addresses of it exist until somebody writes there.
+enum class Execution : std::uint8_t { real, rehearsal };
+
 class Profile;
 namespace kernels {
 class DeviceLibraries;
@@ -18,7 +22,9 @@ class DeviceLibraries;
 class Stream {
  public:
   explicit Stream(Device device = Device::cpu, void* native = nullptr) : device_(device), native_(native) {}
+  Stream(Device device, Execution execution) : device_(device), execution_(execution) {}
   Device device() const { return device_; }
+  bool rehearses() const { return execution_ == Execution::rehearsal; }
   void* native() const { return native_; }
   /// Where kernels report what they did (core/profile.h); null: nowhere.
   Profile* profile() const { return profile_; }
@@ -29,7 +35,8 @@ class Stream {
 
  private:
   Device device_;
-  void* native_;
+  Execution execution_ = Execution::real;
+  void* native_ = nullptr;
   Profile* profile_ = nullptr;
   kernels::DeviceLibraries* libraries_ = nullptr;
 };

@@ -86,7 +86,7 @@ void Tensor::check_host() const {
 }
 
 void Tensor::fill_zero() {
-  if (bytes() == 0) return;
+  if (bytes() == 0 || storage_->owner_->stream().rehearses()) return;
   if constexpr (kCudaBuilt) {
     if (device() == Device::cuda) return cuda::zero(storage_->owner_->stream(), address(), bytes());
   }

@@ -7,7 +7,7 @@
 
 namespace tforge::kernels {
 
-/// Throws DeviceError when this build has no kernels for the stream's device.
+/// Throws DeviceError when this build has no kernels for the stream's device; a rehearsal needs none.
 void check_built(const char* op, const Stream& stream);
 
 /// For ops without kernels for other devices: throws DeviceError unless the stream is the CPU's.

@@ -7,10 +7,11 @@
 namespace tforge::kernels {
 
 DeviceLibraries::DeviceLibraries(Stream& stream, Allocator& allocator) : stream_(stream) {
+  if (stream.device() != Device::cuda) return;
+  constexpr std::int64_t kWorkspace = std::int64_t{32} << 20;  // bytes; what cuBLAS itself takes on sm_90
+  workspace_ = Tensor::empty(allocator, Shape{kWorkspace / 4}, DType::f32, Purpose::workspace);
+  if (stream.rehearses()) return;
   if constexpr (kCudaBuilt) {
-    if (stream.device() != Device::cuda) return;
-    constexpr std::int64_t kWorkspace = std::int64_t{32} << 20;  // bytes; what cuBLAS itself takes on sm_90
-    workspace_ = Tensor::empty(allocator, Shape{kWorkspace / 4}, DType::f32, Purpose::workspace);
     products_ = cuda::make_products(workspace_.view().data, static_cast<std::size_t>(kWorkspace));
     stream_.set_libraries(this);
   }

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/cpu/head_products.h"
 #include "kernels/cpu/linear_attention.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -69,14 +70,17 @@ void orthogonal_features(Stream& stream, std::uint64_t seed, std::string_view na
   check_cpu(kOp, stream);
   if (count < 1) throw ShapeError("{}: {} features, want at least 1", kOp, count);
   check_matrix(kOp, "table", table, table.dtype, table.rows(), feature_columns(count));
-  with_compute_type(kOp, table.dtype, [&](auto t) { cpu::orthogonal_features<decltype(t)>(seed, name, count, table); });
+  with_compute_type(kOp, table.dtype, [&](auto t) {
+    on_cpu(stream, [&] { cpu::orthogonal_features<decltype(t)>(seed, name, count, table); });
+  });
 }
 
 void cosine_features(Stream& stream, TensorView table) {
   constexpr const char* kOp = "cosine_features";
   check_cpu(kOp, stream);
   check_matrix(kOp, "table", table, table.dtype, table.rows(), 2);
-  with_compute_type(kOp, table.dtype, [&](auto t) { cpu::cosine_features<decltype(t)>(table); });
+  with_compute_type(kOp, table.dtype,
+                    [&](auto t) { on_cpu(stream, [&] { cpu::cosine_features<decltype(t)>(table); }); });
 }
 
 void linear_attention_forward(Stream& stream, const LinearShape& shape, const FeatureMap& map, ConstTensorView q,
@@ -99,7 +103,8 @@ void linear_attention_forward(Stream& stream, const LinearShape& shape, const Fe
   check_workspace(kOp, workspace, q.dtype, linear_attention_workspace(shape, head_dim, map.count, LinearPass::forward));
   const ProfileScope scope(stream, kOp, {operations(shape, map, head_dim, 2, 1), bytes_of(q, k, v, out)});
   with_compute_type(kOp, q.dtype, [&](auto t) {
-    cpu::linear_attention_forward<decltype(t)>(shape, map, q, k, v, out, den, state, workspace);
+    on_cpu(stream,
+           [&] { cpu::linear_attention_forward<decltype(t)>(shape, map, q, k, v, out, den, state, workspace); });
   });
 }
 
@@ -122,7 +127,9 @@ void linear_attention_backward(Stream& stream, const LinearShape& shape, const F
   const ProfileScope scope(stream, kOp,
                            {operations(shape, map, head_dim, 5, 2.5), bytes_of(q, k, v, out, dout, dq, dk, dv)});
   with_compute_type(kOp, q.dtype, [&](auto t) {
-    cpu::linear_attention_backward<decltype(t)>(shape, map, q, k, v, out, den, dout, dq, dk, dv, workspace);
+    on_cpu(stream, [&] {
+      cpu::linear_attention_backward<decltype(t)>(shape, map, q, k, v, out, den, dout, dq, dk, dv, workspace);
+    });
   });
 }
 

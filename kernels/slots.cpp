@@ -2,6 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/slots.h"
+#include "kernels/dispatch.h"
 #include "kernels/work.h"
 
 namespace tforge::kernels {
@@ -43,7 +44,8 @@ void slots_forward(Stream& stream, const SlotShape& shape, ConstTensorView proje
   check_rows(kOp, "x", x, x.dtype, columns, shape, shape.x_stride, shape.block);
   check_rows(kOp, "y", y, x.dtype, columns, shape, shape.y_stride, shape.slots);
   const ProfileScope scope(stream, kOp, {operations(shape, columns), bytes_of(projection, x, y)});
-  with_compute_type(kOp, x.dtype, [&](auto t) { cpu::slots_forward<decltype(t)>(shape, projection, x, y); });
+  with_compute_type(kOp, x.dtype,
+                    [&](auto t) { on_cpu(stream, [&] { cpu::slots_forward<decltype(t)>(shape, projection, x, y); }); });
 }
 
 void slots_backward(Stream& stream, const SlotShape& shape, ConstTensorView projection, ConstTensorView x,
@@ -58,8 +60,9 @@ void slots_backward(Stream& stream, const SlotShape& shape, ConstTensorView proj
   check_rows(kOp, "dx", dx, x.dtype, columns, shape, shape.x_stride, shape.block);
   if (dprojection) check_matrix(kOp, "dprojection", dprojection, x.dtype, e_rows, shape.block);
   const ProfileScope scope(stream, kOp, {2 * operations(shape, columns), bytes_of(projection, x, dy, dx, dprojection)});
-  with_compute_type(kOp, x.dtype,
-                    [&](auto t) { cpu::slots_backward<decltype(t)>(shape, projection, x, dy, dx, mode, dprojection); });
+  with_compute_type(kOp, x.dtype, [&](auto t) {
+    on_cpu(stream, [&] { cpu::slots_backward<decltype(t)>(shape, projection, x, dy, dx, mode, dprojection); });
+  });
 }
 
 }  // namespace tforge::kernels

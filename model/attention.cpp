@@ -263,20 +263,6 @@ double attention_multiply_adds(const ModelConfig& config, std::int64_t seq) {
          m * d * (with_sums + into_sums) / static_cast<double>(seq);
 }
 
-std::int64_t attention_backward_workspace(const ModelConfig& config, std::int64_t heads, std::int64_t batch,
-                                          std::int64_t seq) {
-  if (config.attention.kind == AttentionKind::softmax) {
-    return kernels::attention_workspace({batch, heads, seq, seq, seq}, config.head_dim());
-  }
-  if (config.attention.kind == AttentionKind::linformer) {
-    const std::int64_t rows = block_attention_rows(seq, config.attention.block, config.attention.slots);
-    return batch * (6 * rows + 4 * config.attention.block) * heads * config.head_dim() +
-           kernels::attention_workspace({batch, heads, rows, rows, rows}, config.head_dim());
-  }
-  return kernels::linear_attention_workspace({batch, heads, seq}, config.head_dim(), attention_features(config),
-                                             kernels::LinearPass::backward);
-}
-
 std::string attention_text(const ModelConfig& config) {
   const std::int64_t m = attention_features(config), d = config.dim;
   switch (config.attention.kind) {

@@ -62,10 +62,6 @@ std::int64_t attention_features(const ModelConfig& config);
 /// Multiply-adds of one block for one token, the mean over a sequence of `seq`, as computed here: keys that a row does
 /// not see are not counted.
 double attention_multiply_adds(const ModelConfig& config, std::int64_t seq);
-/// Elements of workspace and copies that going back through the attention of `heads` heads takes, with the threads of
-/// the kernels.
-std::int64_t attention_backward_workspace(const ModelConfig& config, std::int64_t heads, std::int64_t batch,
-                                          std::int64_t seq);
 /// In words: what it is, and what its paper counts.
 std::string attention_text(const ModelConfig& config);
 

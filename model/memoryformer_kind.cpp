@@ -1,5 +1,4 @@
 // What a MemoryFormer is made of and what it costs, by formula.
-#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -124,38 +123,6 @@ class MemoryFormerKind final : public ModelKind {
             {"norms", 2 * norm * config.dim + 2 * memory_shape(config, MemoryGroup::ffn_in).d_out, 0}};
   }
 
-  /// Kept: what the three norms and the layers behind them read, q, k, v and what attention gives; codes and weights.
-  BlockMemory block_memory(const ModelConfig& config, const ShardPlan& plan, const BlockPass& pass) const override {
-    const auto element = static_cast<std::int64_t>(size_of(pass.dtype));
-    const bool rounded = pass.saves.dtype == SavedDType::bf16;
-    const std::int64_t d = config.dim, heads = plan.heads.count(pass.tp_rank), c = heads * config.head_dim();
-    const std::int64_t width = memory_shape(config, MemoryGroup::ffn_in).d_out;
-    std::int64_t codes = 0, most = 0;  // of a row, in numbers; the dweights of one layer group
-    for (const std::size_t g : {0, 1, 2}) {
-      codes += plan.units[g].count(pass.tp_rank);
-      most = std::max(most, plan.units[g].count(pass.tp_rank));
-    }
-    const std::int64_t numbers = heads + 2 + 2 * (config.stream_norm == StreamNorm::layernorm ? 2 : 1);
-    const std::int64_t kept =
-        (4 * d + 4 * c + 2 * width) * (rounded ? 2 : element) + (numbers + codes) * element + 4 * codes;
-    std::int64_t shards = 0;  // of dx: those of the virtual shards here, and of all ranks to be added
-    if (plan.shards) {
-      const ShardBorders& deal = plan.shards->deal;
-      shards = deal.count(pass.tp_rank) + (deal.ranks() > 1 ? deal.total() : 0);
-    }
-    // Going back through the Memory Block: gradients on both sides of it, and of the weights.
-    const std::int64_t going = d + (1 + shards) * width + most + (rounded ? width : 0);
-    // Going back through q, k and v, whose gradients are put together from those of all ranks.
-    const std::int64_t tables = plan.units[0].count(pass.tp_rank);
-    const std::int64_t input = 2 * d * (rounded ? 2 : element) + (4 + tables) * element + 4 * tables;
-    const std::int64_t together = pass.tp > 1 ? 3 * c + 8 * d : 0;
-    return {
-        pass.rows * kept,
-        std::max(pass.rows * (kept + going * element) + order_bytes(config, pass.rows),
-                 pass.rows * (input + together * element)),
-        pass.rows * (input + 4 * c * (rounded ? 2 : element) + (heads + d + 4 * c + (rounded ? 4 * c : 0)) * element)};
-  }
-
   void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,
                            const BlockPass& pass) const override {
     const auto e = static_cast<std::int64_t>(size_of(pass.dtype));
@@ -188,15 +155,6 @@ class MemoryFormerKind final : public ModelKind {
       case MemoryGroup::ffn_out: return "layers.0.ffn.out.tables";
     }
     return {};
-  }
-  /// Of the largest workspace of a backward.
-  static std::int64_t order_bytes(const ModelConfig& config, std::int64_t rows) {
-    std::int64_t most = 0;
-    for (const MemoryGroup group : kMemoryGroups) {
-      const MemoryShape shape = memory_shape(config, group);
-      most = std::max(most, kernels::memory_lookup_workspace(rows, shape.bits, shape.tables));
-    }
-    return most * 4;
   }
 };
 

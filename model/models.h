@@ -27,13 +27,6 @@ struct BlockPass {
   std::int64_t rows = 0;  // T of a micro-batch
 };
 
-/// Bytes of all rows of a pass.
-struct BlockMemory {
-  std::int64_t kept = 0;       // what a block keeps for backward
-  std::int64_t peak = 0;       // the most that a block takes, kept parts included, on its way forward or back
-  std::int64_t attention = 0;  // what it takes going back through attention, beside the workspace of that
-};
-
 /// A part of a block or of a whole model.
 struct ModelPart {
   std::string name;
@@ -60,8 +53,6 @@ class ModelKind {
   virtual std::unique_ptr<Growth> growth(const ModelConfig& before, const GrowthRequest& request) const = 0;
   /// The projections of one block (attention between positions, embedding, final norm and head are common).
   virtual std::vector<ModelPart> block_parts(const ModelConfig& config) const = 0;
-  /// By formula, which a test holds against the measured peak. Asked for with the threads of the kernels.
-  virtual BlockMemory block_memory(const ModelConfig& config, const ShardPlan& plan, const BlockPass& pass) const = 0;
   /// What the blocks of a micro-batch send over tp, by formula, which a test holds against the counted bytes.
   virtual void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,
                                    const BlockPass& pass) const = 0;

@@ -154,31 +154,6 @@ class TransformerKind final : public ModelKind {
             {"norms", 4 * d, 0}};
   }
 
-  /// Kept: what the two LayerNorms and the layers behind them read, q, k, v, what attention gives, and the neurons.
-  BlockMemory block_memory(const ModelConfig& config, const ShardPlan& plan, const BlockPass& pass) const override {
-    const auto element = static_cast<std::int64_t>(size_of(pass.dtype));
-    const bool rounded = pass.saves.dtype == SavedDType::bf16;
-    const std::int64_t waiting = rounded ? 2 : element;
-    const std::int64_t d = config.dim, n = plan.units[0].count(pass.tp_rank), heads = plan.heads.count(pass.tp_rank);
-    const std::int64_t c = heads * config.head_dim();
-    const bool scores_kept = pass.saves.recompute != Recompute::scores;
-    const std::int64_t copies = rounded ? c : 0;  // attention's result, which proj keeps as well
-    const std::int64_t kept = (4 * d + 4 * c + copies + (scores_kept ? n : 0)) * waiting + (heads + 4) * element;
-    // Going back through the MLP: dy, dx and the neurons' gradients; what was rounded or left out once more. Rounded
-    // neurons are gone when they are widened. With virtual shards dx has a part for each, those of all ranks put
-    // together, and their sum.
-    const std::int64_t again = (rounded ? d : 0) + (rounded || !scores_kept ? n : 0);
-    const std::int64_t gone = rounded && scores_kept ? n * waiting : 0;
-    std::int64_t dx = d;
-    if (plan.shards) {
-      dx += plan.shards->deal.count(pass.tp_rank) * d + (pass.tp > 1 ? plan.shards->deal.total() * d : 0);
-    }
-    // Going back through attention, when the rest of the block is gone: the gradients of h, of its result and of qkv.
-    const std::int64_t attention =
-        (2 * d + 4 * c) * waiting + (heads + 2 + d + 4 * c + (rounded ? 4 * c : 0)) * element;
-    return {pass.rows * kept, pass.rows * (kept + (d + dx + n + again) * element - gone), pass.rows * attention};
-  }
-
   void add_block_exchanges(Exchanges& to, const ModelConfig& config, const ShardPlan& plan,
                            const BlockPass& pass) const override {
     const std::int64_t layers = config.layers;

@@ -98,6 +98,11 @@ std::unique_ptr<Communicator> create_world(const WorldOptions& options);
 /// A communicator of one rank that needs no MPI.
 std::unique_ptr<Communicator> create_self();
 
+/// Rank `rank` of a communicator of `size` ranks of which the others do not exist. Calls and bytes are counted and
+/// nothing is sent: what the others would give stays as it is. For rehearsals and measurements of one rank
+/// (train/lone_rank.h).
+std::unique_ptr<Communicator> create_lone(int rank, int size);
+
 /// Says in the heartbeats what the rank is doing ("forward", step 12). Cheap; a string literal.
 void set_phase(const char* phase, std::int64_t step = -1);
 /// And where in the model, until the next set_phase: the path of a parameter. Cheap; its first 39 characters are kept.

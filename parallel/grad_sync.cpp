@@ -105,7 +105,7 @@ Var LookupSync::leaf(const Tensor& h, const Tensor& tokens) {
   if (!(h.shape() == own_gradients_.shape()) || tokens.elements() != own_tokens_.elements()) {
     throw ShapeError("a lookup of shape {} where {} is expected", h.shape().text(), own_gradients_.shape().text());
   }
-  std::ranges::copy(tokens.span<std::int32_t>(), own_tokens_.span<std::int32_t>().begin());
+  own_tokens_.assign(tokens);
   leaf_.clear_grad();
   Var leaf = leaf_;
   leaf.value() = h;

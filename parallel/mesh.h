@@ -6,6 +6,15 @@
 
 namespace tforge {
 
+struct MeshSize {
+  int dp = 1;
+  int tp = 1;
+
+  /// dp = 0 or tp = 0 is derived from the number of ranks. Throws ConfigError when dp * tp is not that number (the text
+  /// shows the arithmetic).
+  static MeshSize of(int ranks, std::int64_t dp, std::int64_t tp);
+};
+
 /// World rank = dp_index * tp + tp_index: the ranks of one tensor-parallel group are neighbours.
 ///   tp: ranks that hold different parameter tokens, heads and vocabulary rows of one model
 ///   dp: ranks that hold the same shard and see different samples
@@ -17,8 +26,7 @@ struct Mesh {
   std::unique_ptr<Communicator> dp_comm;  // dp ranks, mine is dp_index
   std::unique_ptr<Communicator> tp_comm;  // tp ranks, mine is tp_index
 
-  /// dp = 0 or tp = 0 is derived from the size of the world. Collective.
-  /// Throws ConfigError when dp * tp is not the size of the world (the text shows the arithmetic).
+  /// Of the size that MeshSize::of() says. Collective. Throws ConfigError.
   static Mesh create(Communicator& world, int dp, int tp);
 };
 

@@ -1,27 +1,19 @@
 #include "train/config.h"
 
-#include <toml++/toml.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <optional>
-#include <sstream>
-#include <system_error>
 
 #include "core/nearest.h"
 #include "train/config_schema.h"
+#include "train/toml_table.h"
 
 namespace tforge {
 
 namespace {
-
-constexpr std::size_t kMaxBytes = 256 << 10;
-constexpr std::ptrdiff_t kMaxDots = 2000;
 
 /// The value and the place it came from, for messages: "<where>: <key> ...".
 struct Entry {
@@ -29,10 +21,6 @@ struct Entry {
   const toml::node* node;
   toml::source_position key_position;
 };
-
-std::string place(const std::string& source, const toml::source_position& position) {
-  return fmt::format("{}:{}:{}", source, position.line, position.column);
-}
 
 std::string_view kind_of(const toml::node& node) {
   switch (node.type()) {
@@ -56,15 +44,6 @@ std::string_view wanted_kind(FieldType type) {
     case FieldType::flag: return "true or false";
   }
   return "?";
-}
-
-std::string quoted(const std::string& text) {
-  // A basic string on one line, whatever is in it.
-  constexpr auto kFlags = toml::toml_formatter::default_flags &
-                          ~(toml::format_flags::allow_literal_strings | toml::format_flags::allow_multi_line_strings);
-  std::ostringstream out;
-  out << toml::toml_formatter(toml::value<std::string>(text), kFlags);
-  return out.str();
 }
 
 /// The value as TOML. Numbers are the shortest text that reads back as the same bits.
@@ -228,17 +207,7 @@ void with_place(const LoadedConfig& loaded, const std::string& source, const std
 }  // namespace
 
 LoadedConfig parse_config(std::string_view text, const std::string& source, const std::vector<std::string>& overrides) {
-  if (text.size() > kMaxBytes) throw ConfigError("{}: {} bytes, want at most {}", source, text.size(), kMaxBytes);
-  // Each dot of a key may open a table in a table, and tables are walked and destroyed by recursion.
-  if (const auto dots = std::ranges::count(text, '.'); dots > kMaxDots) {
-    throw ConfigError("{}: {} dots, want at most {}", source, dots, kMaxDots);
-  }
-  toml::table document;
-  try {
-    document = toml::parse(text, source);
-  } catch (const toml::parse_error& error) {
-    throw ConfigError("{}: {}", place(source, error.source().begin), error.description());
-  }
+  const toml::table document = parse_toml(text, source);
   std::vector<Entry> entries;
   collect(document, "", entries);
   // The first mistake of the file is the one reported.
@@ -272,14 +241,7 @@ LoadedConfig parse_config(std::string_view text, const std::string& source, cons
 }
 
 LoadedConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kMaxBytes + 1, '\0');  // the file may be a pipe
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (!file.is_open() || file.bad()) {
-    throw ConfigError("{}: cannot be read: {}", path, std::generic_category().message(errno));
-  }
-  text.resize(static_cast<std::size_t>(file.gcount()));
-  return parse_config(text, path, overrides);
+  return parse_config(small_file(path), path, overrides);
 }
 
 std::string to_toml(const RunConfig& config) {

@@ -2,11 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
-#include "model/activation_memory.h"
 #include "model/models.h"
 #include "train/gradient_pass.h"
+#include "train/lone_rank.h"
 #include "train/trainer.h"
 
 namespace tforge {
@@ -23,12 +21,9 @@ Cost cost_of(const RunConfig& config, const MeshPlace& place) {
   const FlatLayout layout = flat_layout(parameter_specs(config.model, plan), place.tp_index);
   const auto buckets = layout.buckets(config.train.dtype, bucket_bytes(config), place.dp);
   Cost cost;
-  const std::int64_t micro = micro_batch(config, deal_sequences(config, place.dp).count(0));
-  const ShardGradientBytes gradients = shard_gradient_bytes(
-      config, place.dp, place.dp_index, layout.elements * static_cast<std::int64_t>(size_of(config.train.dtype)));
-  const auto activations = static_cast<std::int64_t>(activation_bytes(
-      config.model, plan, place.tp_index, config.train.dtype, config.train.saves, micro, config.seq()));
-  cost.memory = gradients.kept + std::max(activations, gradients.pieces);
+  const MemoryReport memory = rehearse(config, plan, place).memory;
+  // Weights and moments are the same in both modes.
+  cost.memory = static_cast<std::int64_t>(memory.total_peak);
   for (const Exchange& exchange : step_exchanges(config, plan, buckets, place)) {
     // At a byte a second and without latency, seconds are bytes.
     cost.sent += ring_seconds(exchange, exchange.axis == MeshAxis::dp ? place.dp : place.tp, {1, 0});

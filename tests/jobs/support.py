@@ -9,7 +9,7 @@ import unittest
 
 BIN = os.environ["TFORGE_BIN_DIR"]
 MPIRUN = os.environ.get("TFORGE_MPIRUN", "mpirun -n").split()
-JOBS = ["tf_prepare", "tf_train", "tf_expand", "tf_eval", "tf_generate", "tf_inspect"]
+JOBS = ["tf_prepare", "tf_train", "tf_expand", "tf_eval", "tf_generate", "tf_inspect", "tf_plan"]
 CHAPTER = "^Ge[0-9]+:1 "
 
 CONFIG = """\

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "model/activation_memory.h"
 #include "support/tiny_run.h"
 #include "train/communication_model.h"
+#include "train/lone_rank.h"
 
 namespace tforge::test {
 
@@ -42,26 +42,39 @@ inline void expect_traffic_of_formula(TinyRun& run, const RunConfig& config, con
   }
 }
 
-/// A step of a new run of `config`, tensor-parallel over all ranks at hand, takes between `least` and `most` of what
-/// activation_bytes() says, beside parameters, gradients and moments.
-inline void expect_memory_of_formula(const Lab& lab, const RunConfig& config, double least, double most,
-                                     const std::string& what) {
-  TinyRun run(config, lab, mesh_of({1, test_world().size()}));
+/// A new run of `config` on `layout` takes the memory, does the work and sends the bytes of a rehearsal: exactly.
+inline void expect_rehearsed(const Lab& lab, const RunConfig& config, std::pair<int, int> layout,
+                             const std::string& about) {
+  TinyRun run(config, lab, mesh_of(layout));
+  const std::string what =
+      fmt::format("{} {} recompute {} saved {}", about, text_of(layout), static_cast<int>(config.train.saves.recompute),
+                  static_cast<int>(config.train.saves.dtype));
+  const Rehearsal rehearsal =
+      rehearse(config, run.trainer.model().plan(), {run.mesh.dp, run.mesh.tp, run.mesh.dp_index, run.mesh.tp_index});
   train(run.trainer, 1);
-  const MemoryReport& report = run.allocator.report();
-  std::size_t fixed = 0;
-  for (const Purpose p : {Purpose::weights, Purpose::gradients, Purpose::moments}) {
-    fixed += report.peak[static_cast<std::size_t>(p)];
+  const Communicator::Traffic dp = run.mesh.dp_comm->traffic(), tp = run.mesh.tp_comm->traffic();
+  Profile profile;
+  run.stream.set_profile(&profile);
+  train(run.trainer, 1);
+  run.stream.set_profile(nullptr);
+
+  const MemoryReport& memory = run.allocator.report();
+  EXPECT_EQ(rehearsal.memory.total_peak, memory.total_peak) << what;
+  EXPECT_EQ(rehearsal.memory.reserved, memory.reserved) << what;
+  EXPECT_EQ(rehearsal.memory.peak, memory.peak) << what;
+  ASSERT_EQ(rehearsal.kernels.size(), profile.entries().size()) << what;
+  for (std::size_t i = 0; i < profile.entries().size(); ++i) {
+    const Profile::Entry &planned = rehearsal.kernels[i], &done = profile.entries()[i];
+    EXPECT_EQ(planned.name, done.name) << what;
+    EXPECT_EQ(planned.calls, done.calls) << what << " " << done.name;
+    EXPECT_EQ(planned.work.flops, done.work.flops) << what << " " << done.name;
+    EXPECT_EQ(planned.work.bytes, done.work.bytes) << what << " " << done.name;
+    EXPECT_EQ(planned.seconds, 0) << what;
   }
-  const auto peak = static_cast<double>(report.total_peak - fixed);
-  const auto estimate =
-      static_cast<double>(activation_bytes(config.model, run.trainer.model().plan(), run.mesh.tp_index,
-                                           config.train.dtype, config.train.saves, config.train.batch, config.seq()));
-  const std::string measured = fmt::format("{} recompute {} saved {}: {:.0f} of {:.0f} bytes", what,
-                                           static_cast<int>(config.train.saves.recompute),
-                                           static_cast<int>(config.train.saves.dtype), peak, estimate);
-  EXPECT_LE(peak, most * estimate) << measured;
-  EXPECT_GE(peak, least * estimate) << measured;
+  EXPECT_EQ(rehearsal.dp.calls, run.mesh.dp_comm->traffic().calls - dp.calls) << what;
+  EXPECT_EQ(rehearsal.dp.bytes, run.mesh.dp_comm->traffic().bytes - dp.bytes) << what;
+  EXPECT_EQ(rehearsal.tp.calls, run.mesh.tp_comm->traffic().calls - tp.calls) << what;
+  EXPECT_EQ(rehearsal.tp.bytes, run.mesh.tp_comm->traffic().bytes - tp.bytes) << what;
 }
 
 }  // namespace tforge::test

@@ -105,8 +105,8 @@ TEST(Memory, SteadyStepsOfOtherAttentionRequestNone) {
   }
 }
 
-/// What `tf_train --dry-run` tells is what a step takes, under every policy.
-TEST(Memory, TheEstimateIsCloseToThePeak) {
+/// What `tf_train --dry-run` and tf_plan tell is what a step takes, under every policy.
+TEST(Memory, ARehearsalTakesWhatARunTakes) {
   const Lab lab;
   kernels::start_cpu_runtime(1);
   for (const PattentionNorm norm :
@@ -120,10 +120,50 @@ TEST(Memory, TheEstimateIsCloseToThePeak) {
         config.model.tokens = {64, 64, 64, 96, 256};
         config.train.batch = 4;
         config.train.saves = {recompute, dtype};
-        expect_memory_of_formula(lab, config, 0.96, 1.02, std::string(name_of(norm)));
+        for (const auto& layout : layouts()) expect_rehearsed(lab, config, layout, std::string(name_of(norm)));
       }
     }
   }
+}
+
+TEST(Memory, ARehearsalTakesWhatARunTakesInEveryMode) {
+  const Lab lab;
+  kernels::start_cpu_runtime(1);
+  for (const Reduction reduction : {Reduction::blocking, Reduction::nonblocking}) {
+    for (const std::int64_t zero : {0, 1}) {
+      for (const auto& layout : layouts()) {
+        RunConfig config = lab.config(DType::f32);
+        config.train.micro_batch = 4;  // and a rest
+        config.parallel.reduction = reduction;
+        config.parallel.bucket_mb = 0.02;
+        config.parallel.zero = zero;
+        expect_rehearsed(lab, config, layout, fmt::format("reduction {} zero {}", static_cast<int>(reduction), zero));
+        if (reduction == Reduction::blocking) {
+          expect_rehearsed(lab, independent(config), layout, fmt::format("independent, zero {}", zero));
+        }
+      }
+    }
+  }
+}
+
+/// A rehearsal allocates nothing that exists: this one is of 3.7 terabytes.
+TEST(Memory, ARehearsalIsOfAnySize) {
+  RunConfig config;
+  config.model.layers = 96;
+  config.model.dim = 12288;
+  config.model.heads = 96;
+  config.model.vocab = 50304;
+  config.model.max_seq = 2048;
+  config.model.tokens = {12288, 12288, 12288, 12288, 49152};
+  config.train.batch = 8;
+  const ShardPlan shards = ShardPlan::even(config.model, 1);
+  const MemoryReport memory = rehearse(config, shards, {}).memory;
+  const auto bytes = [&](Purpose p) { return static_cast<double>(memory.peak[static_cast<std::size_t>(p)]); };
+  const double weights = 4 * static_cast<double>(config.model.parameters());
+  EXPECT_GT(weights, 900e9);
+  EXPECT_NEAR(bytes(Purpose::weights) / weights, 1, 1e-3);
+  EXPECT_NEAR(bytes(Purpose::gradients) / weights, 1, 1e-3);
+  EXPECT_NEAR(bytes(Purpose::moments) / weights, 2, 1e-3);
 }
 
 TEST(Memory, TheCounterCounts) {

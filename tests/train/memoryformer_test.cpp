@@ -162,7 +162,7 @@ TEST(MemoryFormer, SendsWhatTheFormulasSay) {
   }
 }
 
-TEST(MemoryFormer, TakesTheMemoryOfTheFormula) {
+TEST(MemoryFormer, TakesWhatIsRehearsed) {
   const Lab lab;
   for (const Recompute recompute : {Recompute::none, Recompute::block}) {
     for (const SavedDType dtype : {SavedDType::same, SavedDType::bf16}) {
@@ -173,7 +173,7 @@ TEST(MemoryFormer, TakesTheMemoryOfTheFormula) {
       config.model.max_seq = 64;
       config.train.batch = 4;
       config.train.saves = {recompute, dtype};
-      expect_memory_of_formula(lab, config, 0.9, 1.02, "memoryformer");
+      for (const auto& layout : layouts()) expect_rehearsed(lab, config, layout, "memoryformer");
     }
   }
 }
