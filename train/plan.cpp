@@ -71,6 +71,11 @@ std::string step_text(const RunConfig& config, const StepPlan& plan) {
   text += fmt::format("without the ends   {} (embedding and head)\n",
                       sum_of(model_parts(config.model, config.seq()), Ends::left_out).parameters);
   text += fmt::format("ranks              dp {} x tp {}\n", plan.mesh.dp, plan.mesh.tp);
+  text += fmt::format("split over tp      model.heads = {}, model.vocab = {}", config.model.heads, config.model.vocab);
+  for (const ShardAxis& axis : kind_of(config.model).axes(config.model)) {
+    text += fmt::format(", {} = {}", axis.key, axis.extent);
+  }
+  text += "\n";
   text += fmt::format("tokens per step    {}\n", plan.tokens);
   text +=
       fmt::format("FLOPs per token    {:.0f} forward, {:.0f} training\n",

@@ -15,7 +15,7 @@ LONG = ["train.steps=100000", "train.eval_every=0", "run.save_every=0", "run.log
 # A step of seconds in many micro-batches.
 SLOW = LONG + ["model.dim=256", "model.layers=4", "model.tokens.query=256", "model.tokens.key=256", "model.tokens.value=256",
                "model.tokens.proj=256", "model.tokens.ffn=1024", "train.micro_batch=2",
-               "train.batch=" + ("12" if "TFORGE_SLOW_BUILD" in os.environ else "192")]
+               "train.batch=" + ("48" if "TFORGE_SLOW_BUILD" in os.environ else "192")]
 
 
 class StopTest(JobTest):
