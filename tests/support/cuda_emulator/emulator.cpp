@@ -27,8 +27,10 @@
 #define ASAN_POISON_MEMORY_REGION(address, bytes)
 #define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
 namespace {
-void __sanitizer_start_switch_fiber(void**, const void*, std::size_t) {}    // NOLINT(bugprone-reserved-identifier)
-void __sanitizer_finish_switch_fiber(void*, const void**, std::size_t*) {}  // NOLINT(bugprone-reserved-identifier)
+// NOLINTBEGIN: the names are the sanitizer's
+void __sanitizer_start_switch_fiber(void**, const void*, std::size_t) {}
+void __sanitizer_finish_switch_fiber(void*, const void**, std::size_t*) {}
+// NOLINTEND
 }  // namespace
 #endif
 
@@ -309,8 +311,8 @@ void reserve_device_memory() {
   void* memory = ::mmap(nullptr, DeviceMemory::kAddresses + DeviceMemory::kHugePage, PROT_NONE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) tforge_emulator::fail("no addresses for the memory of the device");
-  const auto address = reinterpret_cast<std::uintptr_t>(memory) + DeviceMemory::kHugePage - 1;
-  device.begin = reinterpret_cast<std::byte*>(address / DeviceMemory::kHugePage * DeviceMemory::kHugePage);
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(memory) % DeviceMemory::kHugePage;
+  device.begin = static_cast<std::byte*>(memory) + (past == 0 ? 0 : DeviceMemory::kHugePage - past);
   ::madvise(device.begin, DeviceMemory::kAddresses, MADV_HUGEPAGE);  // fewer pages to open and close
 #ifndef TFORGE_ADDRESS_SANITIZER                                     // which tells more
   struct sigaction action {};
