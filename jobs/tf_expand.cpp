@@ -1,8 +1,9 @@
-// Grows a checkpoint by parameter tokens and proves what that did to its output.
+// Grows a checkpoint and proves what that did to its output.
 #include <cstdio>
 
 #include <charconv>
 
+#include "data/token_dataset.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
 #include "train/expand.h"
@@ -37,7 +38,8 @@ std::map<std::string, std::int64_t> counts_from(const char* option, const std::s
 
 int main(int argc, char** argv) {
   ExpandRequest request;
-  std::string grow, tokens;
+  std::string config_path, grow, tokens;
+  std::vector<std::string> overrides;
   std::int64_t seed = 1, threads = 0;
   const JobInfo info{
       .name = "tf_expand",
@@ -47,8 +49,11 @@ int main(int argc, char** argv) {
           "logits by more than the bound is refused. Optimizer moments and ages of old rows are kept, and a growth "
           "record is added. Any number of ranks gives the same file content.",
       .options =
-          {{"checkpoint", "FILE", &request.checkpoint, "the checkpoint to grow", Need::required},
-           {"output", "FILE", &request.output, "the grown checkpoint; must not exist", Need::required},
+          {{"checkpoint", "FILE", &request.checkpoint, "the checkpoint to grow"},
+           {"output", "FILE", &request.output, "the grown checkpoint; must not exist"},
+           {"config", "FILE", &config_path,
+            "instead of a checkpoint a configuration of tf_train: only says what its model would become"},
+           {"set", "KEY=VALUE", &overrides, "overrides a key of the configuration; may be repeated"},
            {"grow", "NAME=COUNT,...", &grow,
             "counts after growth; of a tokenformer the parameter tokens a layer of query, key, value, proj, ffn; "
             "of a transformer dim (by whole heads), ffn_dim, layers; of a memoryformer tables a layer of "
@@ -70,7 +75,8 @@ int main(int argc, char** argv) {
                    "query=192,key=192,value=192,proj=192,ffn=768",
                    "mpirun -n 2 tf_expand --checkpoint a.h5 --output b.h5 --grow ffn=1024 --rule mirror",
                    "tf_expand --checkpoint transformer.h5 --output wider.h5 --grow dim=256,ffn_dim=1024 --noise 0.1",
-                   "tf_expand --checkpoint memory.h5 --output more.h5 --grow attention.tables=80,ffn_out.bits=11"},
+                   "tf_expand --checkpoint memory.h5 --output more.h5 --grow attention.tables=80,ffn_out.bits=11",
+                   "tf_expand --config configs/demo.toml --grow ffn=1024"},
       .world_options = {},
   };
   return run_mpi_job(argc, argv, info, [&](Communicator& world) {
@@ -81,17 +87,28 @@ int main(int argc, char** argv) {
     if (grow.empty() && tokens.empty()) throw UsageError("--grow is missing: what grows, and to how much");
     request.growth.seed = static_cast<std::uint64_t>(seed);
     request.growth.counts = tokens.empty() ? counts_from("grow", grow) : counts_from("tokens", tokens);
+    if (!config_path.empty()) {
+      if (!request.checkpoint.empty() || !request.output.empty()) {
+        throw UsageError("--config only says what would grow; --checkpoint and --output are not for it");
+      }
+      RunConfig config = load_config(config_path, overrides).config;
+      adopt_vocab(config, TokenDataset(config.data.path).vocab(), config.data.path);
+      request.growth.model = "the model";
+      const std::string text = planned_growth_text(config, request.growth);
+      if (world.rank() == 0) std::fputs(text.c_str(), stdout);
+      return ExitCode::done;
+    }
+    if (!overrides.empty()) throw UsageError("--set overrides keys of --config, which is missing");
+    if (request.checkpoint.empty()) throw UsageError("--checkpoint is missing");
+    if (request.output.empty()) throw UsageError("--output is missing");
     const ExpandResult result = expand_checkpoint(world, request);
     if (world.rank() != 0) return ExitCode::done;
     std::string rules;
     for (const GrowthGroup& group : result.groups) {
-      std::printf("%-6s %6lld -> %6lld %s\n", group.name.c_str(), static_cast<long long>(group.before),
-                  static_cast<long long>(group.after), group.unit.c_str());
       if (group.after == group.before || rules.find(group.rule) != rules.npos) continue;
       rules += (rules.empty() ? "" : ", ") + group.rule;
     }
-    std::printf("parameters %lld -> %lld\n", static_cast<long long>(result.parameters_before),
-                static_cast<long long>(result.parameters_after));
+    std::fputs(growth_text(result.groups, result.parameters_before, result.parameters_after).c_str(), stdout);
     std::printf("probe: max|change of logits| / max|logits| = %.3g (rule %s)\n", result.probe_change, rules.c_str());
     std::printf("wrote %s\n", request.output.c_str());
     return ExitCode::done;

@@ -11,6 +11,7 @@
 #include "core/version.h"
 #include "model/models.h"
 #include "storage/atomic_file.h"
+#include "train/config_schema.h"
 #include "train/run_state.h"
 
 namespace tforge {
@@ -226,6 +227,25 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   }
   save_checkpoint(world, request.output, contents);
   return result;
+}
+
+std::string growth_text(const std::vector<GrowthGroup>& groups, std::int64_t parameters_before,
+                        std::int64_t parameters_after) {
+  std::string text;
+  for (const GrowthGroup& group : groups) {
+    text += fmt::format("{:<6} {:>6} -> {:>6} {}\n", group.name, group.before, group.after, group.unit);
+  }
+  return text + fmt::format("parameters {} -> {}\n", parameters_before, parameters_after);
+}
+
+std::string planned_growth_text(const RunConfig& config, const GrowthRequest& request) {
+  const std::unique_ptr<Growth> growth = kind_of(config.model).growth(config.model, request);
+  RunConfig grown = config;
+  grown.model = growth->grown();
+  validate(grown);
+  std::string text = growth_text(growth->groups(), config.model.parameters(), grown.model.parameters());
+  for (const std::string& change : diff(config, grown)) text += change + "\n";
+  return text;
 }
 
 }  // namespace tforge

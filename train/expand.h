@@ -6,6 +6,7 @@
 
 #include "model/growth.h"
 #include "parallel/communicator.h"
+#include "train/config.h"
 
 namespace tforge {
 
@@ -31,5 +32,13 @@ struct ExpandResult {
 /// Throws UsageError for shrinking, growing nothing, an impossible rule; and when an exact growth changes the probe by
 /// more than max_change (naming the layer whose output changed most): then nothing is written.
 ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request);
+
+/// What can grow, before and after, and the parameters: a line each.
+std::string growth_text(const std::vector<GrowthGroup>& groups, std::int64_t parameters_before,
+                        std::int64_t parameters_after);
+
+/// What a growth would make of the model of a configuration, without a checkpoint: growth_text(), then the keys that
+/// change, as diff() says them. Throws what expand_checkpoint() throws for a growth that cannot be.
+std::string planned_growth_text(const RunConfig& config, const GrowthRequest& request);
 
 }  // namespace tforge

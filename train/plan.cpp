@@ -76,6 +76,11 @@ std::string plan_text(Communicator& world, const RunRequest& request) {
   text += fmt::format("without the ends   {} (embedding and head)\n",
                       sum_of(model_parts(config.model, config.seq()), Ends::left_out).parameters);
   text += fmt::format("ranks              dp {} x tp {}\n", mesh.dp, mesh.tp);
+  text += fmt::format("split over tp      model.heads = {}, model.vocab = {}", config.model.heads, config.model.vocab);
+  for (const ShardAxis& axis : kind_of(config.model).axes(config.model)) {
+    text += fmt::format(", {} = {}", axis.key, axis.extent);
+  }
+  text += "\n";
   text += fmt::format("tokens per step    {}\n", config.train.batch * config.seq());
   text +=
       fmt::format("FLOPs per token    {:.0f} forward, {:.0f} training\n",

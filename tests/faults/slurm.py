@@ -44,13 +44,13 @@ tokens = 768
 ranks = 1
 [[stage]]
 tokens = 768
-parameter_tokens = {{ query = 12, key = 12, value = 12, proj = 12, ffn = 24 }}
+grow = {{ query = 12, key = 12, value = 12, proj = 12, ffn = 24 }}
 ranks = 2
 nodes = 2
 set = ["parallel.tp=2", "parallel.token_shards=append"]
 [[stage]]
 tokens = 768
-parameter_tokens = {{ query = 16, ffn = 32 }}
+grow = {{ query = 16, ffn = 32 }}
 ranks = 3
 nodes = 3
 [expand]
