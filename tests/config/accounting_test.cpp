@@ -40,6 +40,31 @@ TEST(Accounting, PublishedOperations) {
   EXPECT_EQ(published_flops_per_token(c, 1024), 2 * n + 36864.0 * 1024);
 }
 
+TEST(Accounting, PublishedTransformers) {
+  // Pythia (arXiv 2304.01373, table 1, and the model cards): GPT-NeoX models without and with both ends, which are
+  // untied. Their blocks add attention and MLP side by side, ours one after the other; both have two LayerNorms, and
+  // biases everywhere. The vocabulary is the padded one of their checkpoints.
+  for (const auto& [layers, dim, heads, vocab, inner, all] :
+       {std::tuple{6, 512, 8, 50304, 18'915'328L, 70'426'624L},
+        std::tuple{12, 768, 12, 50304, 85'056'000L, 162'322'944L},
+        std::tuple{24, 1024, 16, 50304, 302'311'424L, 405'334'016L},
+        std::tuple{16, 2048, 8, 50304, 805'736'448L, 1'011'781'632L},
+        std::tuple{24, 2048, 16, 50304, 1'208'602'624L, 1'414'647'808L},
+        std::tuple{32, 2560, 32, 50304, 2'517'652'480L, 2'775'208'960L},
+        std::tuple{32, 4096, 32, 50432, 6'444'163'072L, 6'857'302'016L},
+        std::tuple{36, 5120, 40, 50688, 11'327'027'200L, 11'846'072'320L}}) {
+    ModelConfig c;
+    c.kind = "transformer";
+    c.layers = layers;
+    c.dim = dim;
+    c.heads = heads;
+    c.vocab = vocab;
+    c.head = Head::untied;
+    EXPECT_EQ(sum_of(model_parts(c, 2048), Ends::left_out).parameters, inner);
+    EXPECT_EQ(c.parameters(), all);
+  }
+}
+
 ModelConfig memoryformer(std::int64_t layers, std::int64_t dim) {
   ModelConfig c;
   c.kind = "memoryformer";
