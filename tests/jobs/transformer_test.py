@@ -45,12 +45,12 @@ class Transformer(JobTest):
         lines = [json.loads(line) for line in self.read(f"{folder}/metrics.jsonl").splitlines()]
         return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
-    def same_tensors(self, a, b):
+    def same_tensors(self, a, b, layers=2):
         with h5py.File(self.path(a), "r") as x, h5py.File(self.path(b), "r") as y:
             paths = []
             x.visititems(lambda name, item: paths.append(name)
                          if isinstance(item, h5py.Dataset) and name.split("/")[0] in ["model", "optim"] else None)
-            self.assertEqual(len(paths), 3 * (3 + 2 * 16))
+            self.assertEqual(len(paths), 3 * (3 + layers * 16))
             for path in paths:
                 self.assertEqual(x[path][:].tobytes(), y[path][:].tobytes(), path)
 
@@ -94,9 +94,25 @@ class Transformer(JobTest):
         self.assertRegex(history, r"dim +32 -> 64, rule net2net")
         self.assertRegex(history, r"layers +2 -> 3, rule identity")
         self.write("stage2.toml", CONFIG[CONFIG.index("[data]"):])
-        self.ok("tf_train", "--config", "stage2.toml", "--init", "grown.h5", "--set", "run.dir=stage2", "--set",
-                "train.steps=12", "--set", "parallel.tp=2", ranks=2)
+        for folder, more in [("stage2", []), ("stage2_stopped", ["--set", "train.max_tokens=2304"]), ("stage2_stopped", [])]:
+            self.ok("tf_train", "--config", "stage2.toml", "--init", "grown.h5", "--set", f"run.dir={folder}", "--set",
+                    "train.steps=12", "--set", "parallel.tp=2", *more, ranks=2)
+        self.same_tensors("stage2/step_00000012.h5", "stage2_stopped/step_00000012.h5", layers=3)
         self.assertLess(self.evaluate("stage2/step_00000012.h5"), before - 0.05)
+        command = ["--checkpoint", "stage2/step_00000012.h5", "--prompt", "And God said", "--tokens", 40, "--greedy", "--threads", 1]
+        self.assertEqual(self.ok("tf_generate", *command, "--no-cache").out, self.ok("tf_generate", *command).out)
+
+    def test_inspection(self):
+        """Accounting of two blocks of width 32 and 97 neurons, the head tied."""
+        shown = self.ok("tf_inspect", self.checkpoint).out
+        parts = {"embedding": (400 * 32, 0), "query": (2 * (32 * 32 + 32), 2 * 32 * 32), "key": (2 * (32 * 32 + 32), 2 * 32 * 32),
+                 "value": (2 * (32 * 32 + 32), 2 * 32 * 32), "proj": (2 * (32 * 32 + 32), 2 * 32 * 32),
+                 "ffn": (2 * (2 * 32 * 97 + 97 + 32), 2 * 2 * 32 * 97), "norms": (2 * 4 * 32, 0), "attention": (0, 2 * 65 * 32),
+                 "final norm": (2 * 32, 0), "head": (0, 400 * 32)}
+        for part, (parameters, operations) in parts.items():
+            self.assertRegex(shown, rf"\n{part} +{parameters} +{operations}\n")
+        self.assertRegex(shown, rf"\nall +{sum(p for p, _ in parts.values())} +{sum(o for _, o in parts.values())}\n")
+        self.assertIn("growth history: none", shown)
 
     def test_bad_input(self):
         def fails(message, *settings):
