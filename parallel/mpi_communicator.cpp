@@ -365,8 +365,12 @@ std::unique_ptr<Communicator> create_world(const WorldOptions& options) {
   }
   const bool under_launcher =
       std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_NAMESPACE") != nullptr;
-  // A rank that nobody launched starts no helper process.
-  if (!under_launcher) ::setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+  // A rank that nobody launched starts no helper process. It needs no session folder either: all such processes of a
+  // user and node share one, and MPI_Init fails in one when another removes it at that moment.
+  if (!under_launcher) {
+    ::setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+    ::setenv("OMPI_MCA_orte_create_session_dirs", "0", 0);
+  }
 
   int provided = 0;
   // FUNNELED: OpenMP's threads compute, the heartbeats' thread watches, this one communicates.
