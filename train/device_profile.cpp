@@ -12,6 +12,9 @@ namespace {
 
 using Three = std::array<double, 3>;
 
+/// Seconds that a call can cost by itself. Samples of much the same size would have all of their work in it.
+constexpr double kMostCall = 50e-6;
+
 /// The least squares of rows . x = 1 * targets over the features of `chosen`, the others 0; nothing when they do not
 /// determine it.
 std::optional<Three> least_squares(std::span<const Three> rows, std::span<const double> targets, unsigned chosen) {
@@ -67,6 +70,7 @@ KernelCost fit(std::span<const KernelSample> samples) {
   for (unsigned chosen = 1; chosen < 8; ++chosen) {
     const std::optional<Three> x = least_squares(rows, targets, chosen);
     if (!x || std::ranges::min(*x) < 0) continue;
+    if (scale[0] > 0 && (*x)[0] / scale[0] > kMostCall) continue;
     double squares = 0;
     for (std::size_t r = 0; r < rows.size(); ++r) {
       const double off = rows[r][0] * (*x)[0] + rows[r][1] * (*x)[1] + rows[r][2] * (*x)[2] - targets[r];

@@ -137,7 +137,7 @@ std::string time_text(const RunConfig& config, const StepPlan& plan, const PlanR
   const std::optional<Link> link = link_of(request);
   const StepTime time = predict(config, plan, device, link);
   const double seconds = time.total(), rate = plan.flops / seconds / plan.ranks();
-  std::string text = fmt::format("predicted for {} ({} of {}, {})\n", device.name, device.threads,
+  std::string text = fmt::format("predicted for {} ({} {}, {})\n", device.name, device.threads,
                                  device.threads == 1 ? "thread a rank" : "threads a rank", device.date);
   text += fmt::format("  computing          {:.2f} ms a step, {:.2f} ms of it between kernels\n",
                       (time.kernels + time.between) * 1e3, time.between * 1e3);
