@@ -71,8 +71,7 @@ int main(int argc, char** argv) {
             "bound of the probe for an exact growth; 0: 1e-5 in f32, 1e-12 in f64"},
            {"probe", "N", &request.probe_sequences, "sequences of the probe batch"},
            {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"}},
-      .examples = {"tf_expand --checkpoint run/step_00000400.h5 --output grown.h5 --grow "
-                   "query=192,key=192,value=192,proj=192,ffn=768",
+      .examples = {"tf_expand --checkpoint run/step_00000400.h5 --output grown.h5 --grow query=192,key=192,ffn=768",
                    "mpirun -n 2 tf_expand --checkpoint a.h5 --output b.h5 --grow ffn=1024 --rule mirror",
                    "tf_expand --checkpoint transformer.h5 --output wider.h5 --grow dim=256,ffn_dim=1024 --noise 0.1",
                    "tf_expand --checkpoint memory.h5 --output more.h5 --grow attention.tables=80,ffn_out.bits=11",

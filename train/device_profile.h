@@ -51,8 +51,9 @@ struct KernelSample {
   double seconds = 0;
   double step_seconds = 0;  // of the whole step
 };
-/// The costs, none below 0 and that of a call at most 50 us, with the least sum of squares of (predicted - seconds) / step_seconds: an error counts by
-/// what it does to the prediction of its step. Exact for samples that follow the model. `samples` is not empty.
+/// The costs, none below 0 and that of a call at most 50 us, with the least sum of squares of (predicted - seconds) /
+/// step_seconds: an error counts by what it does to the prediction of its step. Exact for samples that follow the
+/// model. `samples` is not empty.
 KernelCost fit(std::span<const KernelSample> samples);
 
 /// TOML:

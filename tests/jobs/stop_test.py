@@ -117,8 +117,9 @@ class Signals(StopTest):
         time.sleep(grace / 10)
         for pid in self.rank_pids(process):
             os.kill(pid, signal.SIGTERM)
-        log = self.end(process, 10)
-        self.stopped_at(process, log, "SIGTERM")
+        # Where saves are slow just then there is no time for one either.
+        self.assertRegex(self.end(process, 10), r"SIGTERM: stopped at step \d+ of \d+"
+                         r"(, without a save, for which the time is too short)?; run again to go on")
 
     def test_term_in_the_first_step_saves_nothing_and_does_not_count(self):
         process = self.start("first", SLOW + ["run.grace_s=60"])
