@@ -19,6 +19,7 @@
 #include "parallel/checks.h"
 #include "parallel/communicator.h"
 #include "parallel/heartbeat.h"
+#include "parallel/start_watch.h"
 
 namespace tforge {
 namespace {
@@ -372,12 +373,15 @@ std::unique_ptr<Communicator> create_world(const WorldOptions& options) {
     ::setenv("OMPI_MCA_orte_create_session_dirs", "0", 0);
   }
 
+  std::optional<StartWatch> start_watch;
+  if (under_launcher) start_watch.emplace(options.timeout_seconds, Heartbeat::end_process);
   int provided = 0;
   // FUNNELED: OpenMP's threads compute, the heartbeats' thread watches, this one communicates.
   if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS ||
       provided < MPI_THREAD_FUNNELED) {
     throw CommunicationError("MPI did not start with thread support FUNNELED");
   }
+  start_watch.reset();
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);  // split communicators inherit it
   int rank = 0;
   int ranks = 1;

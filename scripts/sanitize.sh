@@ -13,10 +13,11 @@ export LSAN_OPTIONS=suppressions=$PWD/tests/sanitizers/lsan.supp:print_suppressi
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 if command -v clang++ >/dev/null; then
   CC=clang CXX=clang++ cmake -S . -B build-tsan -G Ninja -DTFORGE_SANITIZE=thread -DTFORGE_BENCH=OFF -DTFORGE_CUDA=OFF >/dev/null
-  cmake --build build-tsan --target data_test heartbeat_test checkpoint_test
+  cmake --build build-tsan --target data_test heartbeat_test start_watch_test checkpoint_test
   # The sanitizer of clang 14 knows no address layout that is as random as a newer kernel's.
   setarch -R build-tsan/tests/data_test --gtest_filter='Prefetching.*'
   setarch -R build-tsan/tests/launch/heartbeat_test
+  setarch -R build-tsan/tests/launch/start_watch_test
   # Alone, without mpirun: what matters is the thread that writes a checkpoint beside the training.
   TFORGE_EXPECT_RANKS=1 setarch -R build-tsan/tests/checkpoint_test --gtest_filter='Checkpoint.AThread*'
 else

@@ -367,7 +367,7 @@ class World:
         quiet = self.quiet(stage, layout)
         content = content_of(folder / "work" / stage.result)
         different = sorted(k for k in content.keys() | quiet.content.keys() if content.get(k) != quiet.content.get(k))
-        require(not different, f"WRONG: {folder}/work/{stage.result} differs from the quiet run's in {different}")
+        require(not different, f"WRONG: {stage.result} of {folder} differs from the quiet run's in {different}")
         written = folder / "work" if stage is EXPAND else folder / "work/run"
         left = [name for name in os.listdir(written) if name.endswith(".tmp") or ".damaged" in name]
         require(not left, f"left in {written}: {left}")

@@ -1,9 +1,8 @@
 """Each kind of attention from text to text: train, resume, evaluate, generate, grow, inspect, and what is refused."""
 
-import json
 import unittest
 
-from support import CONFIG, JobTest, names_in
+from support import CONFIG, JobTest, configured, names_in
 
 MODEL = CONFIG[:CONFIG.index("[data]")]
 KINDS = {
@@ -31,23 +30,11 @@ max_seq = 64
 
     @staticmethod
     def settings(kind, folder, *more):
-        words = ["--config", "model.toml"]
-        for setting in [f"run.dir={folder}", f"model.attention.kind={kind}", *KINDS.get(kind, []), *more]:
-            words += ["--set", setting]
-        return words
+        return configured("model.toml", f"run.dir={folder}", f"model.attention.kind={kind}", *KINDS.get(kind, []), *more)
 
     @staticmethod
     def checkpoint(kind, tp=1):
         return f"{kind}{tp}/step_00000006.h5"
-
-    def losses(self, folder):
-        lines = [json.loads(line) for line in self.read(f"{folder}/metrics.jsonl").splitlines()]
-        return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
-    def nll(self, checkpoint, *arguments, ranks=0):
-        self.ok("tf_eval", "--checkpoint", checkpoint, "--data", "data.h5", "--split", "validation", "--json", "eval.json",
-                "--threads", 1, *arguments, ranks=ranks)
-        return json.loads(self.read("eval.json"))["nll"]
 
     def test_the_same_run_on_two_ranks(self):
         for kind in KINDS:

@@ -6,7 +6,7 @@ import unittest
 
 import h5py
 
-from support import CONFIG, JobTest, names_in
+from support import CONFIG, JobTest, configured, names_in
 
 # Tables of 16 rows of 32, 8 for each of q, k and v; the Memory Block is 8 * 6 wide. In f64 no sum in another order
 # flips the sign of a coordinate.
@@ -41,26 +41,7 @@ class MemoryFormer(JobTest):
 
     @staticmethod
     def settings(folder, *more, config="memory.toml"):
-        words = ["--config", config]
-        for setting in [f"run.dir={folder}", *more]:
-            words += ["--set", setting]
-        return words
-
-    def losses(self, folder):
-        lines = [json.loads(line) for line in self.read(f"{folder}/metrics.jsonl").splitlines()]
-        return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
-    def nll(self, checkpoint, *arguments, ranks=0):
-        self.ok("tf_eval", "--checkpoint", checkpoint, "--data", "data.h5", "--split", "validation", "--json", "eval.json",
-                "--threads", 1, *arguments, ranks=ranks)
-        return json.loads(self.read("eval.json"))["nll"]
-
-    def same_tensors(self, a, b):
-        with h5py.File(self.path(a), "r") as x, h5py.File(self.path(b), "r") as y:
-            names = sorted(x["model"])
-            self.assertEqual(names, sorted(y["model"]))
-            for path in [f"model/{name}" for name in names] + [f"optim/{name}/{m}" for name in names for m in "mv"]:
-                self.assertEqual(x[path][:].tobytes(), y[path][:].tobytes(), path)
+        return configured(config, f"run.dir={folder}", *more)
 
     def change(self, ended):
         return float(re.search(r"max\|logits\| = (\S+)", ended.out)[1])

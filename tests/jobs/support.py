@@ -1,5 +1,6 @@
 """The real binaries as child processes: a scratch folder with a corpus, a dataset and a trained checkpoint."""
 
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,11 @@ def names_in(folder):
     return sorted(os.listdir(folder))
 
 
+def configured(config, *settings):
+    """The words of a command line for a configuration with settings of its own."""
+    return ["--config", config] + [word for setting in settings for word in ("--set", setting)]
+
+
 class JobTest(unittest.TestCase):
     """Each class has a scratch folder of its own, which is where its jobs run."""
 
@@ -112,6 +118,35 @@ class JobTest(unittest.TestCase):
         self.assertEqual(ended.code, 0, ended)
         self.assertEqual(ended.errors, [], ended)
         return ended
+
+    def metrics(self, folder):
+        """The lines of metrics.jsonl of a run."""
+        return [json.loads(line) for line in self.read(f"{folder}/metrics.jsonl").splitlines()]
+
+    def losses(self, folder):
+        return {line["step"]: line["loss"] for line in self.metrics(folder) if "loss" in line}
+
+    def evaluate(self, checkpoint, *arguments, ranks=0, split="validation"):
+        """What tf_eval writes with --json."""
+        self.ok("tf_eval", "--checkpoint", checkpoint, "--data", "data.h5", "--split", split, "--json", "eval.json",
+                "--threads", 1, *arguments, ranks=ranks)
+        return json.loads(self.read("eval.json"))
+
+    def nll(self, checkpoint, *arguments, ranks=0):
+        return self.evaluate(checkpoint, *arguments, ranks=ranks)["nll"]
+
+    def same_tensors(self, a, b):
+        """Parameters and moments of both checkpoints are the same bits; how many tensors these are."""
+        import h5py  # the other tests do without it
+
+        with h5py.File(self.path(a), "r") as x, h5py.File(self.path(b), "r") as y:
+            paths = []
+            x.visititems(lambda name, item: paths.append(name)
+                         if isinstance(item, h5py.Dataset) and name.split("/")[0] in ["model", "optim"] else None)
+            self.assertGreater(len(paths), 0)
+            for path in paths:
+                self.assertEqual(x[path][:].tobytes(), y[path][:].tobytes(), path)
+        return len(paths)
 
     def fails(self, code, message, job, *arguments, **options):
         """The job ends with `code` and one line, "<job>: error: <message>"; # in the message is any run of letters."""

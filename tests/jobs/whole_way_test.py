@@ -1,6 +1,5 @@
 """Prepare, train, expand, train on, evaluate, generate, inspect: the real binaries on real text."""
 
-import json
 import os
 import re
 import unittest
@@ -25,14 +24,6 @@ class WholeWay(JobTest):
         cls.write("stage2.toml", CONFIG[CONFIG.index("[data]"):])
         cls.stage2 = cls.finish(cls.run_job("tf_train", "--config", "stage2.toml", "--init", "grown.h5", "--set",
                                             "run.dir=stage2", "--set", "train.steps=12", ranks=2))
-
-    def metrics(self, folder):
-        return [json.loads(line) for line in self.read(f"{folder}/metrics.jsonl").splitlines()]
-
-    def evaluate(self, *arguments, checkpoint=None, ranks=0, split="validation"):
-        self.ok("tf_eval", "--checkpoint", checkpoint or self.checkpoint, "--data", "data.h5", "--split", split, "--json",
-                "eval.json", "--threads", 1, *arguments, ranks=ranks)
-        return json.loads(self.read("eval.json"))
 
     def test_prepared_documents_are_the_chapters(self):
         with h5py.File(self.path("data.h5"), "r") as file:
@@ -59,14 +50,14 @@ class WholeWay(JobTest):
         for line in steps:
             self.assertTrue(0 < line["communication_exposed_seconds"] <= line["communication_seconds"])
             self.assertGreater(line["communication_bytes"], 0)
-        before = self.evaluate()["nll"]
-        right_after = self.evaluate(checkpoint="grown.h5")["nll"]
-        end = self.evaluate(checkpoint="stage2/step_00000012.h5")["nll"]
+        before = self.evaluate(self.checkpoint)["nll"]
+        right_after = self.evaluate("grown.h5")["nll"]
+        end = self.evaluate("stage2/step_00000012.h5")["nll"]
         self.assertLess(abs(right_after / before - 1), 1e-5)
         self.assertLess(end, before - 0.05)
 
     def test_evaluation_is_the_same_on_any_ranks_and_batch(self):
-        want = self.evaluate()
+        want = self.evaluate(self.checkpoint)
         with h5py.File(self.path("data.h5"), "r") as file:
             offsets = file["validation"]["offsets"][:]
         # Every token but the first of each document is scored, once.
@@ -74,7 +65,7 @@ class WholeWay(JobTest):
         self.assertEqual(want["documents"], len(offsets) - 1)
         for ranks, arguments in [(1, ["--batch", 1]), (1, ["--batch", 7]), (2, ["--batch", 3]), (2, ["--tp", 2]),
                                  (3, []), (3, ["--tp", 3, "--batch", 5]), (4, ["--tp", 2]), (4, ["--batch", 1000])]:
-            got = self.evaluate(*arguments, ranks=ranks)
+            got = self.evaluate(self.checkpoint, *arguments, ranks=ranks)
             for key in ["nll", "token_perplexity", "word_perplexity", "bits_per_byte"]:
                 self.assertLess(abs(got[key] / want[key] - 1), 1e-6, f"{key} on {ranks} ranks, {arguments}")
             self.assertEqual(got["scored_tokens"], want["scored_tokens"])
@@ -82,7 +73,7 @@ class WholeWay(JobTest):
     def test_evaluation_agrees_with_training(self):
         """The run's own evaluation at its end, and the job's over the same tokens with the same windows."""
         inside = evaluations(self.metrics("run"))[-1]["eval_loss"]
-        outside = self.evaluate("--context", 64, "--stride", 64, "--max-tokens", 512)["nll"]
+        outside = self.evaluate(self.checkpoint, "--context", 64, "--stride", 64, "--max-tokens", 512)["nll"]
         self.assertLess(abs(outside / inside - 1), 1e-6)
 
     def test_generation_with_and_without_cache_gives_the_same_text(self):
