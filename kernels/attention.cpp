@@ -47,7 +47,7 @@ void check_width(const char* op, const Stream& stream, std::int64_t head_dim) {
   }
 }
 
-cuda::Heads heads_of(const AttentionShape& s, std::int64_t columns) {
+[[maybe_unused]] cuda::Heads heads_of(const AttentionShape& s, std::int64_t columns) {
   return {s.batch, s.heads, s.q_seq, s.kv_seq, s.kv_stride, columns / s.heads};
 }
 

@@ -66,7 +66,7 @@ void check_group(const char* op, std::size_t layers) {
   }
 }
 
-double* counter(const TensorView& floored) { return floored ? floored.as<double>() : nullptr; }
+[[maybe_unused]] double* counter(const TensorView& floored) { return floored ? floored.as<double>() : nullptr; }
 void count(const TensorView& floored, std::int64_t rows) {
   if (floored) *floored.as<double>() += static_cast<double>(rows);
 }
