@@ -1,7 +1,7 @@
 # Decides about CUDA: TFORGE_HAVE_CUDA, and the language and targets that go with it. AUTO says what it decided.
 #
 # Code is made for sm_80 and sm_90, with PTX for what comes later. The runtime is linked statically, and loads the driver
-# where there is one; cuBLASLt is loaded when it is wanted (kernels/cuda/cublas_lt.cuh). So a build with CUDA starts
+# where there is one; cuBLASLt and NCCL are loaded when they are wanted (core/cuda/library.h). So a build with CUDA starts
 # everywhere, and needs no library of CUDA until a device is asked for.
 set(TFORGE_HAVE_CUDA FALSE)
 set(TFORGE_CUDA_TEXT none)
@@ -32,12 +32,13 @@ if(NOT TFORGE_CUDA STREQUAL "OFF")
     set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit)
     find_path(TFORGE_CUBLASLT_INCLUDE_DIR cublasLt.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-    if(TARGET CUDA::cudart_static AND TFORGE_CUBLASLT_INCLUDE_DIR)
+    find_path(TFORGE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+    if(TARGET CUDA::cudart_static AND TFORGE_CUBLASLT_INCLUDE_DIR AND TFORGE_NCCL_INCLUDE_DIR)
       set(TFORGE_HAVE_CUDA TRUE)
       set(TFORGE_CUDA_TEXT "${CUDAToolkit_VERSION}")
       set(reason "nvcc ${CMAKE_CUDA_COMPILER_VERSION}, ${CMAKE_CUDA_ARCHITECTURES}")
     else()
-      set(reason "${CMAKE_CUDA_COMPILER} works, but libcudart_static.a or cublasLt.h was not found")
+      set(reason "${CMAKE_CUDA_COMPILER} works, but libcudart_static.a, cublasLt.h or nccl.h was not found")
     endif()
   else()
     set(reason "no CUDA compiler that works (CMAKE_CUDA_COMPILER or CUDACXX can name one)")

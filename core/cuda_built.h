@@ -1,5 +1,5 @@
 #pragma once
-// Whether this build has CUDA code. Only the .cpp files of core/ and kernels/ may ask, with `if constexpr`, so that a
+// Whether this build has CUDA code. Only the .cpp files of core/, kernels/ and parallel/ may ask, with `if constexpr`, so that a
 // build without it refers to nothing of it; what every other folder sees does not depend on it.
 namespace tforge {
 

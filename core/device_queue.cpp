@@ -20,6 +20,13 @@ Devices devices_of(Device kind) {
   return {0, "this build has no CUDA code (configure with -DTFORGE_CUDA=ON)"};
 }
 
+std::string id_of(Device kind, int number) {
+  if constexpr (kCudaBuilt) {
+    if (kind == Device::cuda) return cuda::id_of(number);
+  }
+  throw InternalError("the id of {} device {}", name_of(kind), number);
+}
+
 DeviceQueue::DeviceQueue(Device device, int number) {
   if (device == Device::cpu) return;
   const Devices found = devices_of(device);
@@ -34,6 +41,11 @@ DeviceQueue::~DeviceQueue() {
   if constexpr (kCudaBuilt) {
     if (stream_.native() != nullptr) cuda::destroy_stream(stream_.native());
   }
+}
+
+WaitWatch* set_wait_watch(WaitWatch* watch) {
+  if constexpr (kCudaBuilt) return cuda::set_wait_watch(watch);
+  return nullptr;
 }
 
 void wait(const Stream& stream) {

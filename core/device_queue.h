@@ -14,6 +14,9 @@ struct Devices {
 };
 Devices devices_of(Device kind);
 
+/// A text that tells device `number` from every other, the same in all processes that see it. Of a CUDA device.
+std::string id_of(Device kind, int number);
+
 /// A queue of work on one device of this process, in order. Made in main and kept until everything that lives on the
 /// device is gone. A process uses one CUDA device.
 class DeviceQueue {
@@ -29,6 +32,16 @@ class DeviceQueue {
  private:
   Stream stream_;
 };
+
+/// What has to be seen to whenever the host waits for a device.
+class WaitWatch {
+ public:
+  virtual ~WaitWatch() = default;
+  /// Called before the host waits. May return before the device is done.
+  virtual void before_wait() = 0;
+};
+/// From now on `watch` is that of the process (null: none), until it is set again. Returns the one before.
+WaitWatch* set_wait_watch(WaitWatch* watch);
 
 /// Returns when everything that was queued is done. Throws DeviceError when some of it failed.
 void wait(const Stream& stream);

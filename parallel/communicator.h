@@ -5,6 +5,7 @@
 // (parallel/heartbeat.h): one that does not finish in time ends the job with exit code 12 and a line that names the
 // rank that is missing or stuck, its host and process, and what it was doing.
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
@@ -58,6 +59,9 @@ class Communicator {
   virtual void finish() = 0;
   /// Everyone's `bytes`, in rank order; lengths may differ. For small control data, not for tensors. Collective.
   virtual std::vector<std::string> all_gather_bytes(const std::string& bytes) = 0;
+
+  /// Runs `f`, which waits for the same of other ranks, as a collective that is watched under that name.
+  virtual void watched(const char* verb, std::uint64_t bytes, const std::function<void()>& f) = 0;
 
   /// Ends the whole job at once with `code`; does not return. Not collective.
   [[noreturn]] virtual void abort(int code) = 0;

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/copy.h"
 #include "core/errors.h"
 #include "kernels/embedding.h"
 
@@ -105,7 +106,7 @@ Var LookupSync::leaf(const Tensor& h, const Tensor& tokens) {
   if (!(h.shape() == own_gradients_.shape()) || tokens.elements() != own_tokens_.elements()) {
     throw ShapeError("a lookup of shape {} where {} is expected", h.shape().text(), own_gradients_.shape().text());
   }
-  own_tokens_.assign(tokens);
+  own_tokens_.assign(tokens.reshaped(own_tokens_.shape()));
   leaf_.clear_grad();
   Var leaf = leaf_;
   leaf.value() = h;

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <string_view>
@@ -228,6 +229,17 @@ class MpiCommunicator final : public Communicator {
       result.push_back(all.substr(index(offsets_[index(r)]), index(counts_[index(r)])));
     }
     return result;
+  }
+
+  void watched(const char* verb, std::uint64_t bytes, const std::function<void()>& f) override {
+    struct Watch {
+      explicit Watch(Heartbeat& its_heartbeat) : heartbeat(its_heartbeat) {}
+      ~Watch() { heartbeat.end(); }
+      Heartbeat& heartbeat;
+    };
+    job_->heartbeat.begin(verb, bytes);
+    const Watch watch(job_->heartbeat);
+    f();
   }
 
   [[noreturn]] void abort(int code) override {

@@ -62,6 +62,7 @@ class LoneCommunicator final : public Communicator {
   std::vector<std::string> all_gather_bytes(const std::string& bytes) override {
     return std::vector<std::string>(static_cast<std::size_t>(size_), bytes);
   }
+  void watched(const char*, std::uint64_t, const std::function<void()>& f) override { f(); }
   [[noreturn]] void abort(int code) override {
     std::fflush(nullptr);
     std::_Exit(code);

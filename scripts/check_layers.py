@@ -12,13 +12,14 @@ import sys
 
 # Third-party headers that stay behind one layer, or one folder of it, whatever its CMakeLists says.
 FENCES = [
-    (r"mpi\.h|nccl\.h", {"parallel"}),
+    (r"mpi\.h", {"parallel"}),
+    (r"nccl\.h", {"parallel/cuda"}),
     (r"hdf5\.h|hdf5_hl\.h|H5\w+\.h", {"storage"}),
     (r"cblas\.h|openblas_config\.h|immintrin\.h", {"kernels"}),
     (r"toml\+\+/.*|toml\.hpp", {"train"}),
     (r"sentencepiece\w*\.h", {"data"}),
     (r"boost/.*", {"jobs"}),
-    (r"cuda\w*\.h", {"core/cuda", "kernels/cuda"}),
+    (r"cuda\w*\.h", {"core/cuda", "kernels/cuda", "parallel/cuda"}),
     (r"cublas\w*\.h", {"kernels/cuda"}),
     (r"gtest/.*|gmock/.*|benchmark/.*", set()),  # tests and benchmarks only
 ]

@@ -11,6 +11,7 @@
 #include "core/device.h"
 #include "core/dtype.h"
 #include "model/config.h"
+#include "parallel/device_world.h"
 #include "parallel/grad_sync.h"
 
 namespace tforge {
@@ -102,6 +103,7 @@ struct ParallelConfig {
   std::int64_t virtual_dp = 4, virtual_tp = 4;
   double timeout_s = 600;
   std::string heartbeat = "udp";  // WorldOptions::heartbeat
+  DeviceUse share_device = DeviceUse::own;
 };
 
 struct RunConfig {

@@ -299,7 +299,7 @@ std::vector<Field> make_fields() {
   f.push_back(choice("run.deterministic", MEMBER(run.deterministic), {"same_layout", "layout_independent"},
                      "what gives the same bits: the same parallel.dp and parallel.tp; or any, at a price"));
   f.push_back(choice("run.device", MEMBER(run.device), {"cpu", "cuda"},
-                     "where the model computes: the processor, or an NVIDIA device (1 rank)"));
+                     "where the model computes: the processors, or an NVIDIA device for each rank"));
   f.push_back(number_field("run.grace_s", FieldType::duration, MEMBER(run.grace_s), positive(),
                            "time from SIGTERM to SIGKILL (SLURM: KillWait), in which the run stops"));
   f.push_back(integer("run.max_restarts", MEMBER(run.max_restarts), at_least(0),
@@ -329,6 +329,8 @@ std::vector<Field> make_fields() {
   f.push_back(text("parallel.heartbeat", MEMBER(parallel.heartbeat), Text::required,
                    "how ranks tell rank 0 what they do, so that a hang is named: udp; udp:INTERFACE, over that network "
                    "of rank 0's node; local: not at all"));
+  f.push_back(flag("parallel.share_device", MEMBER(parallel.share_device),
+                   "whether several ranks may use one device; collectives then go through the host's memory"));
   return f;
 }
 

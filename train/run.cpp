@@ -60,11 +60,12 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     log::info("{} is the end of the run: nothing is left to do", start.path);
     return ExitCode::done;
   }
-  Mesh mesh = Mesh::create(world, static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
+  Workplace workplace(world, config.run.device, config.parallel.share_device);
+  Mesh mesh =
+      Mesh::create(workplace.world(), static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
   // A layout that cannot be is no start of the run.
   deal_sequences(config, mesh.dp);
   plan_shards(config, mesh.tp, start.reader ? &*start.reader : nullptr);
-  Workplace workplace(world, config.run.device);
   std::optional<StartRecord> record;  // of rank 0
   together(world, [&] {
     if (world.rank() == 0) record = prepare_folder(start);

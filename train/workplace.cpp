@@ -1,37 +1,67 @@
 #include "train/workplace.h"
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "core/errors.h"
 #include "core/log.h"
 #include "kernels/device_libraries.h"
+#include "train/threads.h"
 
 namespace tforge {
 
 namespace {
 
-Device checked(const Communicator& world, Device device) {
-  if (device == Device::cpu) return device;
+/// What is called without a device, in front of what a rank says of its own.
+constexpr std::string_view kNone = "none: ";
+
+/// The number of the device that this rank takes.
+int chosen(Communicator& world, Device device, DeviceUse use) {
+  if (device == Device::cpu) return 0;
+  const std::string host = host_name();
+  const std::vector<std::string> hosts = world.all_gather_bytes(host);
+  const auto before = static_cast<int>(std::count(hosts.begin(), hosts.begin() + world.rank(), host));
   const Devices found = devices_of(device);
-  if (found.count == 0) {
-    throw DeviceError(
-        "run.device = \"{}\": there is none here: {}; use run.device = \"cpu\", or start where there is one",
-        name_of(device), found.why_none);
+  const int number = found.count == 0 ? 0 : before % found.count;
+  // A launcher may show each rank another device, as the only one: what it is counts, not its number.
+  const std::vector<std::string> ids = world.all_gather_bytes(
+      found.count == 0 ? std::string(kNone) + found.why_none : fmt::format("{} {}", host, id_of(device, number)));
+  for (std::size_t r = 0; r < ids.size(); ++r) {
+    if (ids[r].starts_with(kNone)) {
+      throw DeviceError(
+          "run.device = \"{}\": there is none here: {}; use run.device = \"cpu\", or start where there is one",
+          name_of(device), ids[r].substr(kNone.size()));
+    }
   }
-  if (world.size() > 1) {
-    throw ConfigError("run.device = \"{}\" with {} ranks: several devices cannot be used together yet; start 1 rank",
-                      name_of(device), world.size());
+  for (std::size_t r = 0; r < ids.size() && use == DeviceUse::own; ++r) {
+    const auto other = static_cast<std::size_t>(std::ranges::find(ids, ids[r]) - ids.begin());
+    if (other == r) continue;
+    throw ConfigError(
+        "run.device = \"{}\": ranks {} and {} would use the same device of {}, where {} ranks are; start as many "
+        "ranks as there are devices, or let ranks share one with parallel.share_device = true",
+        name_of(device), other, r, hosts[r], std::ranges::count(hosts, hosts[r]));
   }
-  return device;
+  log::info("computes on {} device {} of {}{}", name_of(device), number, found.count,
+            use == DeviceUse::shared ? ", which ranks may share" : "");
+  return number;
+}
+
+std::unique_ptr<Communicator> connected(Communicator& world, Stream& stream, DeviceUse use) {
+  if (stream.device() == Device::cpu || world.size() == 1) return nullptr;
+  if (use == DeviceUse::shared) return create_staged(world, stream);
+  return create_nccl(world, stream);
 }
 
 }  // namespace
 
-Workplace::Workplace(const Communicator& world, Device device)
-    : queue_(checked(world, device)),
+Workplace::Workplace(Communicator& world, Device device, DeviceUse use)
+    : world_(world),
+      queue_(device, chosen(world, device, use)),
+      device_world_(connected(world, queue_.stream(), use)),
       memory_(queue_.stream()),
       host_memory_(queue_.stream(), HostMemory::pinned),
-      libraries_(std::make_unique<kernels::DeviceLibraries>(queue_.stream(), memory_)) {
-  if (device != Device::cpu) log::info("computes on {} device 0 of {}", name_of(device), devices_of(device).count);
-}
+      libraries_(std::make_unique<kernels::DeviceLibraries>(queue_.stream(), memory_)) {}
 
 Workplace::~Workplace() = default;
 

@@ -5,27 +5,33 @@
 #include "core/allocator.h"
 #include "core/device_queue.h"
 #include "parallel/communicator.h"
+#include "parallel/device_world.h"
 
 namespace tforge {
 
 /// Made in main, outlives everything that computes.
 class Workplace {
  public:
-  /// `device` is run.device. Throws DeviceError when this process sees no such device, ConfigError for a CUDA device
-  /// and several ranks, whose collectives need NCCL.
-  Workplace(const Communicator& world, Device device);
+  /// `device` is run.device, `use` is parallel.share_device. Rank i of a host takes device i of those that it sees;
+  /// where ranks share them, modulo their number. Throws DeviceError when a rank sees no such device, ConfigError
+  /// when two ranks would use the same one and may not. Collective.
+  Workplace(Communicator& world, Device device, DeviceUse use = DeviceUse::own);
   ~Workplace();
   Workplace(const Workplace&) = delete;
   Workplace& operator=(const Workplace&) = delete;
 
   Stream& stream() { return queue_.stream(); }
+  /// All ranks of the job, for tensors of the device and of the host.
+  Communicator& world() { return device_world_ ? *device_world_ : world_; }
   /// Of the device.
   Allocator& memory() { return memory_; }
   /// Of the host, for what goes to the device and comes back: pinned; on the CPU memory() itself.
   Allocator& host_memory() { return memory_.device() == Device::cpu ? memory_ : host_memory_; }
 
  private:
+  Communicator& world_;
   DeviceQueue queue_;
+  std::unique_ptr<Communicator> device_world_;
   Allocator memory_, host_memory_;
   std::unique_ptr<kernels::DeviceLibraries> libraries_;
 };

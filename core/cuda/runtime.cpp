@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "core/errors.h"
 
 namespace tforge::cuda {
@@ -9,6 +11,8 @@ namespace tforge::cuda {
 namespace {
 
 cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.native()); }
+
+WaitWatch* wait_watch = nullptr;
 
 void* or_null(cudaError_t status, void* memory, const char* what) {
   if (status == cudaErrorMemoryAllocation) {
@@ -36,6 +40,14 @@ Devices devices() {
   return {count, count == 0 ? "the driver sees none" : ""};
 }
 
+std::string id_of(int number) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, number), "cudaGetDeviceProperties");
+  std::string id;
+  for (const char byte : properties.uuid.bytes) id += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  return id;
+}
+
 void* create_stream(int number) {
   check(cudaSetDevice(number), "cudaSetDevice");
   cudaStream_t stream = nullptr;
@@ -45,7 +57,12 @@ void* create_stream(int number) {
 
 void destroy_stream(void* native) { cudaStreamDestroy(static_cast<cudaStream_t>(native)); }
 
-void wait(const Stream& stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
+void wait(const Stream& stream) {
+  if (wait_watch != nullptr) wait_watch->before_wait();
+  check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize");
+}
+
+WaitWatch* set_wait_watch(WaitWatch* watch) { return std::exchange(wait_watch, watch); }
 
 void* allocate(std::size_t bytes) {
   void* memory = nullptr;

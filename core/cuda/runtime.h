@@ -1,17 +1,20 @@
 #pragma once
 // What core/ asks of the CUDA runtime. Exists in builds with CUDA alone; nothing of CUDA shows in this header.
 #include <cstddef>
+#include <string>
 
 #include "core/device_queue.h"
 
 namespace tforge::cuda {
 
 Devices devices();
+std::string id_of(int number);
 
 /// Makes device `number` that of the process. Throws DeviceError.
 void* create_stream(int number);
 void destroy_stream(void* native);
 void wait(const Stream& stream);
+WaitWatch* set_wait_watch(WaitWatch* watch);
 
 /// Null when there is no memory left.
 void* allocate(std::size_t bytes);

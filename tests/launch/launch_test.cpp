@@ -1,46 +1,17 @@
 // How jobs of several ranks start and end: exit codes and messages.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
-#include <cstdio>
-#include <regex>
-#include <sstream>
 #include <string>
+
+#include "support/command.h"
 
 namespace {
 
-struct Ended {
-  int code = -1;
-  std::string text;  // standard output and error
-};
-
-Ended run(const std::string& command) {
-  Ended ended;
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  if (pipe == nullptr) return ended;
-  std::array<char, 4096> buffer{};
-  for (std::size_t n = 0; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) ended.text.append(buffer.data(), n);
-  const int status = pclose(pipe);
-  ended.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return ended;
-}
+using tforge::test::Ended, tforge::test::has, tforge::test::has_line, tforge::test::run;
 
 Ended run_ranks(int ranks, const std::string& arguments) {
   return run(std::string(TFORGE_MPIRUN) + " " + std::to_string(ranks) + " " + TFORGE_CHILD + " " + arguments);
 }
-
-/// A line that is `pattern` as a whole.
-bool has_line(const Ended& ended, const std::string& pattern) {
-  std::istringstream lines(ended.text);
-  const std::regex expression(pattern);
-  for (std::string line; std::getline(lines, line);) {
-    if (std::regex_match(line, expression)) return true;
-  }
-  return false;
-}
-
-bool has(const Ended& ended, const std::string& words) { return ended.text.find(words) != std::string::npos; }
 
 TEST(Launch, RanksStartAndEnd) {
   const Ended ended = run_ranks(2, "nothing 2");

@@ -6,7 +6,7 @@ import sys
 EXPECTED = """\
 core/CMakeLists.txt: kernels is not below core
 kernels/faults.h:1: parent-relative include
-kernels/faults.h:3: cuda_runtime.h belongs to core/cuda, kernels/cuda
+kernels/faults.h:3: cuda_runtime.h belongs to core/cuda, kernels/cuda, parallel/cuda
 kernels/faults.h:4: gtest/gtest.h belongs to tests and bench
 kernels/faults.h:5: hdf5.h belongs to storage
 kernels/faults.h:6: mpi.h belongs to parallel

@@ -4,36 +4,104 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "core/device_queue.h"
 #include "core/errors.h"
+#include "parallel/device_world.h"
 #include "support/mpi_world.h"
 
 namespace tforge {
 namespace {
 
-template <class T>
+/// Where the tensors of a test lie, and who moves them.
+struct OnHost {
+  static constexpr const char* kName = "Host";
+  static constexpr Device kDevice = Device::cpu;
+  Communicator& world = test_world();
+  Stream stream;
+  Allocator memory;
+};
+
+/// Without a device an empty place, whose tests are skipped.
+template <std::unique_ptr<Communicator> (*create)(Communicator&, const Stream&)>
+struct OnCuda {
+  static constexpr Device kDevice = Device::cuda;
+  DeviceQueue queue{devices_of(Device::cuda).count == 0 ? Device::cpu : Device::cuda,
+                    test_world().rank() % std::max(devices_of(Device::cuda).count, 1)};
+  std::unique_ptr<Communicator> its_world =
+      queue.stream().device() == Device::cpu ? create_self() : create(test_world(), queue.stream());
+  Communicator& world = *its_world;
+  Stream& stream = queue.stream();
+  Allocator memory{stream};
+};
+/// NCCL wants a device for each rank.
+struct CudaNccl : OnCuda<create_nccl> {
+  static constexpr const char* kName = "CudaNccl";
+};
+struct CudaStaged : OnCuda<create_staged> {
+  static constexpr const char* kName = "CudaStaged";
+};
+
+template <class T, class P>
+struct Kind {
+  using Value = T;
+  using Place = P;
+};
+struct KindNames {
+  template <class K>
+  static std::string GetName(int) {
+    return K::Place::kName + std::string(std::is_same_v<typename K::Value, float> ? "F32" : "F64");
+  }
+};
+
+template <class K>
 class CommunicatorTest : public testing::Test {
  protected:
-  Tensor tensor(const std::vector<T>& values) {
-    return Tensor::of<T>(allocator_, Shape{static_cast<std::int64_t>(values.size())}, values, Purpose::communication);
+  using V = typename K::Value;
+  void SetUp() override {
+    const Devices found = devices_of(K::Place::kDevice);
+    if (std::is_same_v<typename K::Place, CudaNccl> && found.count < size_) GTEST_SKIP() << "a device for each rank";
+    if (found.count == 0) GTEST_SKIP() << "no CUDA device: " << found.why_none;
   }
-  static std::vector<T> values(const Tensor& t) { return {t.span<T>().begin(), t.span<T>().end()}; }
+  Tensor tensor(const std::vector<V>& values) {
+    return Tensor::of<V>(allocator_, Shape{static_cast<std::int64_t>(values.size())}, values, Purpose::communication);
+  }
+  std::vector<V> values(const Tensor& t) {
+    const Tensor here = t.clone(host_);
+    return {here.span<V>().begin(), here.span<V>().end()};
+  }
+  /// Every rank's `mine` has the same bits.
+  bool agreed(const std::vector<V>& mine) {
+    const std::string bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(V));
+    const auto all = world_.all_gather_bytes(bytes);
+    return std::ranges::all_of(all, [&](const std::string& other) { return other == bytes; });
+  }
+  /// Whose sum over the ranks depends on the order.
+  std::vector<V> unlike(std::int64_t n) const {
+    std::vector<V> v;
+    for (std::int64_t i = 0; i < n; ++i) v.push_back(V(1) / static_cast<V>(3 * i + 7 * rank_ * rank_ + 1));
+    return v;
+  }
 
-  Communicator& world_ = test_world();
+  typename K::Place place_;
+  Communicator& world_ = place_.world;
+  Allocator& allocator_ = place_.memory;
+  Stream& stream_ = place_.stream;
+  Allocator host_;
   const int rank_ = world_.rank();
   const int size_ = world_.size();
-  Allocator allocator_;
-  Stream stream_;
 };
-using Types = testing::Types<float, double>;
-TYPED_TEST_SUITE(CommunicatorTest, Types);
+using Types = testing::Types<Kind<float, OnHost>, Kind<double, OnHost>, Kind<float, CudaStaged>,
+                             Kind<double, CudaStaged>, Kind<float, CudaNccl>, Kind<double, CudaNccl>>;
+TYPED_TEST_SUITE(CommunicatorTest, Types, KindNames);
 
 TYPED_TEST(CommunicatorTest, AllReduceSumsAndTakesTheLargest) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   const auto r = static_cast<T>(this->rank_);
   const auto p = static_cast<T>(this->size_);
   Tensor x = this->tensor({r + 1, -r, T(0.5)});
@@ -45,7 +113,7 @@ TYPED_TEST(CommunicatorTest, AllReduceSumsAndTakesTheLargest) {
 }
 
 TYPED_TEST(CommunicatorTest, BroadcastFromEachRoot) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   for (int root = 0; root < this->size_; ++root) {
     const auto r = static_cast<T>(this->rank_);
     Tensor x = this->tensor({r * 10, r * 10 + 1});
@@ -55,7 +123,7 @@ TYPED_TEST(CommunicatorTest, BroadcastFromEachRoot) {
 }
 
 TYPED_TEST(CommunicatorTest, AllGatherOfUnevenBlocks) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   // Rank r contributes r times its number: rank 0 nothing.
   std::vector<std::int64_t> counts;
   std::vector<T> expected;
@@ -71,17 +139,18 @@ TYPED_TEST(CommunicatorTest, AllGatherOfUnevenBlocks) {
 
   // Each rank's block already at its place.
   std::int64_t place = std::accumulate(counts.begin(), counts.begin() + this->rank_, std::int64_t{0});
-  Tensor in_place = this->tensor(std::vector<T>(expected.size(), T(-1)));
+  std::vector<T> at_its_place(expected.size(), T(-1));
   for (std::size_t i = 0; i < mine; ++i) {
-    in_place.span<T>()[static_cast<std::size_t>(place) + i] = static_cast<T>(this->rank_) + T(0.25);
+    at_its_place[static_cast<std::size_t>(place) + i] = static_cast<T>(this->rank_) + T(0.25);
   }
+  Tensor in_place = this->tensor(at_its_place);
   const Tensor own = in_place.rows(place, this->rank_);
   this->world_.all_gather(this->stream_, own.view(), in_place.view(), counts);
   EXPECT_EQ(this->values(in_place), expected);
 }
 
 TYPED_TEST(CommunicatorTest, ReduceScatterOfUnevenBlocks) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   // Rank s sends to rank r (r + 1) elements of value 100 r + s + 1.
   std::vector<std::int64_t> counts;
   std::vector<T> values;
@@ -98,7 +167,7 @@ TYPED_TEST(CommunicatorTest, ReduceScatterOfUnevenBlocks) {
 }
 
 TYPED_TEST(CommunicatorTest, ReduceScatterInPlace) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   // Sizes on both sides of the borders at which MPI changes its algorithm; rank 1 owns nothing.
   for (const std::int64_t n : {1, 1000, 100000}) {
     std::vector<std::int64_t> counts;
@@ -120,35 +189,26 @@ TYPED_TEST(CommunicatorTest, ReduceScatterInPlace) {
 }
 
 TYPED_TEST(CommunicatorTest, EveryRankGetsTheSameBitsAtEverySize) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   // Sizes on both sides of the borders at which MPI changes its algorithm; values whose sum depends on the order.
   for (const std::int64_t n : {1, 3, 1000, 2500, 20001, 300007}) {
-    Tensor x = Tensor::empty(this->allocator_, Shape{n}, dtype_of<T>::value, Purpose::communication);
-    for (std::int64_t i = 0; i < n; ++i) {
-      x.span<T>()[static_cast<std::size_t>(i)] = T(1) / static_cast<T>(3 * i + 7 * this->rank_ * this->rank_ + 1);
-    }
-    Tensor again = x.clone(this->allocator_);
+    Tensor x = this->tensor(this->unlike(n)), again = x.clone(this->allocator_);
     this->world_.all_reduce(this->stream_, x.view(), ReduceOp::sum);
     this->world_.all_reduce(this->stream_, again.view(), ReduceOp::sum);
-    const auto* bytes = reinterpret_cast<const char*>(x.span<T>().data());
-    const std::string mine(bytes, x.bytes());
-    for (const std::string& other : this->world_.all_gather_bytes(mine)) EXPECT_TRUE(other == mine) << n;
-    EXPECT_EQ(std::memcmp(bytes, again.span<T>().data(), x.bytes()), 0) << n;
+    const std::vector<T> sums = this->values(x);
+    EXPECT_TRUE(this->agreed(sums)) << n;
+    EXPECT_EQ(sums, this->values(again)) << n;
   }
 }
 
 TYPED_TEST(CommunicatorTest, StartedReductionsAreCompleteAfterFinish) {
-  using T = TypeParam;
+  using T = typename TypeParam::Value;
   // Several at a time, sums that depend on the order, with and without progress in between.
   for (const int polls : {0, 3}) {
     std::vector<Tensor> tensors, again;
     for (const std::int64_t n : {1, 1000, 20001, 300007}) {
-      Tensor x = Tensor::empty(this->allocator_, Shape{n}, dtype_of<T>::value, Purpose::communication);
-      for (std::int64_t i = 0; i < n; ++i) {
-        x.span<T>()[static_cast<std::size_t>(i)] = T(1) / static_cast<T>(3 * i + 7 * this->rank_ * this->rank_ + 1);
-      }
-      again.push_back(x.clone(this->allocator_));
-      tensors.push_back(std::move(x));
+      tensors.push_back(this->tensor(this->unlike(n)));
+      again.push_back(tensors.back().clone(this->allocator_));
     }
     for (auto* group : {&tensors, &again}) {
       for (Tensor& x : *group) {
@@ -159,14 +219,12 @@ TYPED_TEST(CommunicatorTest, StartedReductionsAreCompleteAfterFinish) {
       this->world_.finish();
     }
     for (std::size_t k = 0; k < tensors.size(); ++k) {
-      const Tensor& x = tensors[k];
-      const auto* bytes = reinterpret_cast<const char*>(x.span<T>().data());
-      const std::string mine(bytes, x.bytes());
-      for (const std::string& other : this->world_.all_gather_bytes(mine)) EXPECT_TRUE(other == mine) << k;
-      EXPECT_EQ(std::memcmp(bytes, again[k].template span<T>().data(), x.bytes()), 0) << k;
+      const std::vector<T> sums = this->values(tensors[k]);
+      EXPECT_TRUE(this->agreed(sums)) << k;
+      EXPECT_EQ(sums, this->values(again[k])) << k;
       T expected = 0;
       for (int r = 0; r < this->size_; ++r) expected += T(1) / static_cast<T>(7 * r * r + 1);
-      EXPECT_NEAR(x.span<T>()[0], expected, 1e-6);
+      EXPECT_NEAR(sums[0], expected, 1e-6);
     }
   }
   // On one rank: element r of the tensor on rank r.
@@ -179,6 +237,44 @@ TYPED_TEST(CommunicatorTest, StartedReductionsAreCompleteAfterFinish) {
   EXPECT_EQ(this->values(x), expected);
   this->world_.finish();  // of nothing
   this->world_.progress();
+}
+
+TYPED_TEST(CommunicatorTest, PartsAndViewsOfTheHostGoTheirWay) {
+  using T = typename TypeParam::Value;
+  // Even and odd ranks, each with tensors where the whole has them.
+  const auto part = this->world_.split(this->rank_ % 2, this->rank_);
+  Tensor x = this->tensor({static_cast<T>(this->rank_)});
+  part->all_reduce(this->stream_, x.view(), ReduceOp::sum);
+  T expected = 0;
+  for (int r = this->rank_ % 2; r < this->size_; r += 2) expected += static_cast<T>(r);
+  EXPECT_EQ(this->values(x), std::vector<T>{expected});
+  // Of the host, whatever the device is; both kinds may be under way.
+  const std::vector<T> ones(3, T(1));
+  Tensor here = Tensor::of<T>(this->host_, Shape{3}, ones, Purpose::communication);
+  Tensor there = this->tensor(ones);
+  this->world_.all_reduce(this->stream_, here.view(), ReduceOp::sum);
+  this->world_.start_reduce(this->stream_, there.view(), Communicator::kEveryRank);
+  this->world_.start_reduce(this->stream_, here.view(), Communicator::kEveryRank);
+  this->world_.finish();
+  EXPECT_EQ(this->values(here), std::vector<T>(3, static_cast<T>(this->size_ * this->size_)));
+  EXPECT_EQ(this->values(there), std::vector<T>(3, static_cast<T>(this->size_)));
+}
+
+TYPED_TEST(CommunicatorTest, CountsItsTraffic) {
+  using T = typename TypeParam::Value;
+  Tensor x = this->tensor(std::vector<T>(100));
+  this->world_.all_reduce(this->stream_, x.view(), ReduceOp::sum);  // the first one makes the group
+  wait(this->stream_);
+  const auto before = this->world_.traffic();
+  this->world_.all_reduce(this->stream_, x.view(), ReduceOp::sum);
+  this->world_.start_reduce(this->stream_, x.view(), Communicator::kEveryRank);
+  this->world_.finish();
+  wait(this->stream_);
+  const auto after = this->world_.traffic();
+  EXPECT_EQ(after.calls - before.calls, 2U);
+  EXPECT_EQ(after.bytes - before.bytes, 200 * sizeof(T));
+  EXPECT_GT(after.seconds, before.seconds);
+  EXPECT_GT(after.exposed_seconds, before.exposed_seconds);
 }
 
 TYPED_TEST(CommunicatorTest, RefusesOperandsThatDoNotFit) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <vector>
@@ -138,6 +139,74 @@ TEST(Cuda, AsksForNoMemoryFromTheThirdStepOn) {
     EXPECT_EQ(run.place.memory().report().system_requests, before);
     EXPECT_GT(run.place.memory().report().total_peak, 0U);
   });
+}
+
+/// The same losses as the CPU's alone, over a few steps, in every layout.
+void several_ranks_train(DeviceUse use) {
+  const Devices found = devices_of(Device::cuda);
+  if (found.count == 0) GTEST_SKIP() << "no CUDA device: " << found.why_none;
+  if (test_world().size() == 1) GTEST_SKIP() << "for several ranks";
+  const Lab lab;
+  for (const auto& [dp, tp] : test::layouts()) {
+    for (const std::int64_t zero : {0, 1}) {
+      if (zero == 1 && dp == 1) continue;
+      RunConfig config = small(lab, DType::f32);
+      config.train.batch = 4;
+      config.train.seq = 8;
+      config.parallel.zero = zero;
+      config.parallel.bucket_mb = 0.05;  // several
+      config.parallel.reduction = zero == 1 ? Reduction::polled : Reduction::nonblocking;
+      Workplace place(test_world(), Device::cuda, use);
+      Mesh mesh = Mesh::create(place.world(), dp, tp);
+      Trainer there(on(Device::cuda, config), lab.dataset(), mesh, place.memory(), place.stream());
+      config.parallel.zero = 0;
+      PlacedRun here(config, lab);
+      std::uint64_t requests = 0;
+      for (int i = 0; i < 4; ++i) {
+        if (i == 2) requests = place.memory().report().system_requests;
+        const StepResult got = there.step(), want = here.trainer.step();
+        ASSERT_LE(relative(got.loss, want.loss), 1e-4) << dp << "x" << tp << " zero " << zero << ", step " << i;
+        ASSERT_LE(relative(got.grad_norm, want.grad_norm), 1e-3) << dp << "x" << tp << ", step " << i;
+      }
+      EXPECT_EQ(place.memory().report().system_requests, requests);
+      const Communicator::Traffic sent = (dp > 1 ? mesh.dp_comm : mesh.tp_comm)->traffic();
+      EXPECT_GT(sent.bytes, 0U);
+      EXPECT_GT(sent.seconds, 0);
+    }
+  }
+}
+
+/// Of the emulator, while it lives.
+struct OneDevice {
+  OneDevice() { ::setenv("TFORGE_EMULATOR_DEVICES", "1", 1); }
+  ~OneDevice() { ::setenv("TFORGE_EMULATOR_DEVICES", std::to_string(test_world().size()).c_str(), 1); }
+  OneDevice(const OneDevice&) = delete;
+  OneDevice& operator=(const OneDevice&) = delete;
+};
+
+TEST(Cuda, SeveralRanksOnOneDeviceTrainAsTheCpuDoes) {
+  const OneDevice one;
+  several_ranks_train(DeviceUse::shared);
+}
+
+TEST(Cuda, SeveralDevicesTrainAsTheCpuDoes) {
+  if (devices_of(Device::cuda).count < test_world().size()) GTEST_SKIP() << "for a device for each rank";
+  several_ranks_train(DeviceUse::own);
+}
+
+TEST(Cuda, RanksThatShareADeviceUnaskedAreRefused) {
+  const OneDevice one;
+  const Devices found = devices_of(Device::cuda);
+  if (found.count != 1 || test_world().size() == 1) GTEST_SKIP() << "for several ranks on one device";
+  try {
+    const Workplace place(test_world(), Device::cuda);
+    FAIL() << "they share it";
+  } catch (const ConfigError& error) {
+    const std::string text = error.what();
+    EXPECT_EQ(text.find("run.device = \"cuda\": ranks 0 and 1 would use the same device of "), 0U) << text;
+    EXPECT_NE(text.find("parallel.share_device = true"), std::string::npos) << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos);
+  }
 }
 
 TEST(Cuda, WithoutADeviceOneLineSaysSo) {

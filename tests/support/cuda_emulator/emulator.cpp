@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -342,15 +343,26 @@ DeviceAccess::~DeviceAccess() {
 }  // namespace tforge_emulator
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  const char* text = std::getenv("TFORGE_EMULATOR_DEVICES");
+  *count = text == nullptr ? 1 : static_cast<int>(std::strtol(text, nullptr, 10));
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int number) { return number == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int number) {
+  int count = 0;
+  cudaGetDeviceCount(&count);
+  return number >= 0 && number < count ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
+  *properties = {};
+  properties->uuid.bytes[0] = static_cast<char>(number);
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "no error";
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorNotReady: return "not ready";
     case cudaErrorInvalidValue: break;
   }
   return "invalid argument";
@@ -427,10 +439,52 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
   }
   return cudaSuccess;
 }
-struct cudaEmulatedStream {};
+struct cudaEmulatedStream {
+  bool of_priority = false;
+};
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new cudaEmulatedStream;
   return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  const cudaError_t status = cudaStreamCreateWithFlags(stream, flags);
+  (*stream)->of_priority = true;
+  return status;
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+struct cudaEmulatedEvent {
+  std::chrono::steady_clock::time_point when;
+  bool recorded = false;
+  bool stuck = false;
+};
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new cudaEmulatedEvent;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *event = {std::chrono::steady_clock::now(), true,
+            stream->of_priority && std::getenv("TFORGE_EMULATOR_STUCK") != nullptr};
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (!event->recorded) return cudaErrorInvalidValue;
+  return event->stuck ? cudaErrorNotReady : cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (!begin->recorded || !end->recorded) return cudaErrorInvalidValue;
+  *milliseconds = std::chrono::duration<float, std::milli>(end->when - begin->when).count();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
+  return event->recorded ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
