@@ -13,6 +13,7 @@
 #include "train/evaluate.h"
 #include "train/run_state.h"
 #include "train/threads.h"
+#include "train/workplace.h"
 
 using namespace tforge;
 
@@ -28,11 +29,11 @@ Split split_from_name(const std::string& name) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string checkpoint, data, split_name = "validation";
+  std::string checkpoint, data, split_name = "validation", device = "cpu";
   std::optional<std::string> json_path;
   EvalOptions options;
   std::int64_t tp = 1, threads = 0;
-  bool unigram = false;
+  bool unigram = false, share_device = false;
   const JobInfo info{
       .name = "tf_eval",
       .description =
@@ -48,6 +49,8 @@ int main(int argc, char** argv) {
                   {"batch", "N", &options.batch, "windows at a time on each rank"},
                   {"max-tokens", "N", &options.max_tokens, "stops after about this many tokens; 0: all"},
                   {"tp", "N", &tp, "ranks that share one copy of the model; the others share the windows"},
+                  {"device", "NAME", &device, "cpu, or cuda: an NVIDIA device for each rank"},
+                  {"share-device", "", &share_device, "ranks may use one device; sums go through the host's memory"},
                   {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"},
                   {"unigram", "", &unigram, "also scores the same tokens with the train split's token frequencies"},
                   {"json", "FILE", &json_path, "writes the result there too"}},
@@ -64,15 +67,15 @@ int main(int argc, char** argv) {
       throw DataError("{} was made with another tokenizer than {}; prepare the text again with --tokenizer {}", data,
                       checkpoint, checkpoint);
     }
-    const RunConfig config = stored_config(reader);
-    Mesh mesh = Mesh::create(world, 0, static_cast<int>(tp));
-    Allocator allocator;
-    Stream stream;
-    const std::unique_ptr<LanguageModel> model = make_model(allocator, stream, config.model, config.train.dtype,
-                                                            *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
+    const RunConfig config = placed(stored_config(reader), device, share_device);
+    Workplace place(world, config.run.device, config.parallel.share_device);
+    Mesh mesh = Mesh::create(place.world(), 0, static_cast<int>(tp));
+    const std::unique_ptr<LanguageModel> model =
+        make_model(place.memory(), place.stream(), config.model, config.train.dtype, *mesh.tp_comm,
+                   ShardPlan::even(config.model, mesh.tp));
     load_parameters(reader, *model);
     const auto start = std::chrono::steady_clock::now();
-    const EvalResult result = evaluate(*model, dataset.split(split), options, mesh, allocator, stream);
+    const EvalResult result = evaluate(*model, dataset.split(split), options, mesh, place.memory(), place.stream());
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (world.rank() != 0) return ExitCode::done;
     log::info("{} tokens scored in {:.2f} s, {:.1f} tokens/s", result.tokens, seconds,

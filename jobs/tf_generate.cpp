@@ -10,14 +10,15 @@
 #include "model/models.h"
 #include "train/run_state.h"
 #include "train/threads.h"
+#include "train/workplace.h"
 
 using namespace tforge;
 
 int main(int argc, char** argv) {
-  std::string checkpoint, prompt = "\n";
+  std::string checkpoint, prompt = "\n", device = "cpu";
   GenerateOptions options;
   std::int64_t seed = 0, threads = 0;
-  bool no_cache = false, slide = false, greedy = false;
+  bool no_cache = false, slide = false, greedy = false, share_device = false;
   const JobInfo info{
       .name = "tf_generate",
       .description =
@@ -37,6 +38,8 @@ int main(int argc, char** argv) {
                   {"seed", "N", &seed, "of the random numbers"},
                   {"slide", "", &slide, "past the trained length: keeps the last half of the window and goes on"},
                   {"no-cache", "", &no_cache, "computes every position anew for each token (to compare)"},
+                  {"device", "NAME", &device, "cpu, or cuda: an NVIDIA device for each rank"},
+                  {"share-device", "", &share_device, "ranks may use one device; sums go through the host's memory"},
                   {"threads", "N", &threads, "OpenMP threads a rank; 0: cores / ranks on the node"}},
       .examples =
           {"tf_generate --checkpoint run/step_00000400.h5 --prompt \"In the beginning\" --tokens 100",
@@ -55,11 +58,11 @@ int main(int argc, char** argv) {
 
     const CheckpointReader reader = CheckpointReader::open(world, checkpoint);
     const Tokenizer tokenizer = restored(reader.tokenizer(), checkpoint);
-    const RunConfig config = stored_config(reader);
-    Allocator allocator;
-    Stream stream;
-    const std::unique_ptr<LanguageModel> model = make_model(allocator, stream, config.model, config.train.dtype, world,
-                                                            ShardPlan::even(config.model, world.size()));
+    const RunConfig config = placed(stored_config(reader), device, share_device);
+    Workplace place(world, config.run.device, config.parallel.share_device);
+    const std::unique_ptr<LanguageModel> model =
+        make_model(place.memory(), place.stream(), config.model, config.train.dtype, place.world(),
+                   ShardPlan::even(config.model, world.size()));
     load_parameters(reader, *model);
 
     std::vector<std::int32_t> tokens;
@@ -78,7 +81,7 @@ int main(int argc, char** argv) {
     };
     const auto start = std::chrono::steady_clock::now();
     const std::vector<std::vector<std::int32_t>> samples =
-        generate(*model, allocator, stream, tokens, options, [&](std::int64_t, std::int32_t token) {
+        generate(*model, place.memory(), place.stream(), tokens, options, [&](std::int64_t, std::int32_t token) {
           if (!streams) return;
           begin();
           show(decoder.push(token));

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
+#include "core/copy.h"
 #include "core/errors.h"
 #include "core/rng.h"
 
@@ -77,6 +79,14 @@ std::int32_t sample(std::span<const T> logits, const SamplingOptions& options, s
   return static_cast<std::int32_t>(order[kept - 1]);
 }
 
+/// `x`, or a copy of it where the processor reads it.
+Tensor in_host_memory(Allocator& host, const Stream& stream, Tensor x) {
+  if (x.device() == Device::cpu) return x;
+  Tensor here = Tensor::empty(host, x.shape(), x.dtype(), Purpose::staging);
+  copy(stream, std::as_const(x).view(), here.view());
+  return here;
+}
+
 }  // namespace
 
 std::int32_t sample_token(ConstTensorView logits, const SamplingOptions& options, std::uint64_t draw) {
@@ -101,6 +111,8 @@ std::vector<std::vector<std::int32_t>> generate(LanguageModel& model, Allocator&
                       limit);
   }
   Tape tape(allocator, stream, TapeMode::inference);
+  Allocator host;
+  std::vector<std::int32_t> unseen;
   const auto samples = static_cast<std::size_t>(options.samples);
   KvCache cache = model.make_cache(options.samples, limit);
   std::vector<std::vector<std::int32_t>> windows(samples, {prompt.begin(), prompt.end()}), added(samples);
@@ -114,10 +126,10 @@ std::vector<std::vector<std::int32_t>> generate(LanguageModel& model, Allocator&
     }
     if (options.cache == CacheUse::recomputed) cache.clear();
     const std::int64_t fresh = length - cache.length();  // tokens of a window that the cache does not hold
-    Tensor tokens = Tensor::empty(allocator, Shape{options.samples * fresh}, DType::i32, Purpose::activations);
-    auto to = tokens.span<std::int32_t>().begin();
-    for (const auto& window : windows) to = std::copy(window.end() - fresh, window.end(), to);
-    const Tensor logits = model.extend(tape, tokens, cache);
+    unseen.clear();
+    for (const auto& window : windows) unseen.insert(unseen.end(), window.end() - fresh, window.end());
+    const Tensor tokens = Tensor::of<std::int32_t>(allocator, Shape{std::ssize(unseen)}, unseen, Purpose::activations);
+    const Tensor logits = in_host_memory(host, stream, model.extend(tape, tokens, cache));
     for (std::size_t s = 0; s < samples; ++s) {
       const std::int32_t next = sample_token(logits.view().row_range(static_cast<std::int64_t>(s), 1), options.sampling,
                                              draw_of(s, static_cast<std::uint64_t>(position)));

@@ -36,9 +36,10 @@ constexpr std::uint64_t draw_of(std::uint64_t sample, std::uint64_t position) { 
 
 /// Continues `prompt` (at least one token) options.samples times by up to options.tokens tokens each, and returns for
 /// each sample the tokens that were added; all samples get equally many. `on_token` is called with the sample and its
-/// token as it comes, position by position. All ranks of the model's tp group call it and get the same tokens.
-/// Fewer tokens come back when the trained length is reached and past_end is stop.
-/// Throws ConfigError for options out of range, an empty prompt or one longer than the trained length.
+/// token as it comes, position by position. `allocator` and `stream` are the model's; sampling is the processor's. All
+/// ranks of the model's tp group call it and get the same tokens. Fewer tokens come back when the trained length is
+/// reached and past_end is stop. Throws ConfigError for options out of range, an empty prompt or one longer than the
+/// trained length.
 std::vector<std::vector<std::int32_t>> generate(LanguageModel& model, Allocator& allocator, Stream& stream,
                                                 std::span<const std::int32_t> prompt, const GenerateOptions& options,
                                                 const std::function<void(std::int64_t, std::int32_t)>& on_token = {});

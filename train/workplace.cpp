@@ -1,5 +1,7 @@
 #include "train/workplace.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -7,6 +9,7 @@
 #include "core/errors.h"
 #include "core/log.h"
 #include "kernels/device_libraries.h"
+#include "train/config_schema.h"
 #include "train/threads.h"
 
 namespace tforge {
@@ -54,6 +57,18 @@ std::unique_ptr<Communicator> connected(Communicator& world, Stream& stream, Dev
 }
 
 }  // namespace
+
+RunConfig placed(RunConfig config, const std::string& device, bool share_device) {
+  const Field& field = *find_field("run.device");
+  if (std::ranges::find(field.choices, device) == field.choices.end()) {
+    throw UsageError("--device {}: there are {}", device, fmt::join(field.choices, " and "));
+  }
+  field.set(config, device);
+  config.parallel.share_device = share_device ? DeviceUse::shared : DeviceUse::own;
+  config.run.deterministic = RunConfig().run.deterministic;  // of training
+  validate(config);
+  return config;
+}
 
 Workplace::Workplace(Communicator& world, Device device, DeviceUse use)
     : world_(world),

@@ -1,13 +1,19 @@
 #pragma once
 // Where a job computes: the queue, the memory and the libraries of its device.
 #include <memory>
+#include <string>
 
 #include "core/allocator.h"
 #include "core/device_queue.h"
 #include "parallel/communicator.h"
 #include "parallel/device_world.h"
+#include "train/config.h"
 
 namespace tforge {
+
+/// `config`, of a checkpoint, for a job that computes without training: on `device` ("cpu", "cuda"), whatever the run
+/// used. Throws UsageError for another name, ConfigError when the device has no kernels for the model.
+RunConfig placed(RunConfig config, const std::string& device, bool share_device);
 
 /// Made in main, outlives everything that computes.
 class Workplace {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/generator.h"
 #include "support/tiny_run.h"
 #include "train/workplace.h"
 
@@ -124,6 +125,35 @@ TEST(Cuda, GoesOnFromTheCpuAndBack) {
       EXPECT_LE(relative(on_device, want), 1e-4);
       EXPECT_EQ(again.trainer.step().loss, on_device) << "a resume on the device";
       EXPECT_LE(relative(back.trainer.step().loss, want), 1e-4);
+    }
+  });
+}
+
+TEST(Cuda, ContinuesAPromptAsTheCpuDoes) {
+  on_cuda([](const Lab& lab) {
+    RunConfig tokens = small(lab, DType::f64), transformer = tokens, memory = tokens;
+    transformer.model.kind = "transformer";
+    transformer.model.ffn_dim = 97;
+    memory.model.kind = "memoryformer";
+    memory.model.hash_bits = {4, 4, 5};
+    for (const RunConfig& config : {tokens, transformer, memory}) {
+      PlacedRun here(on(Device::cpu, config), lab);
+      here.trainer.step();
+      here.trainer.save(test_world(), lab.path(config.model.kind), Retention::rolling);
+      PlacedRun there(on(Device::cuda, config), lab, lab.path(config.model.kind));
+      const std::vector<std::int32_t> prompt = {3, 1, 4, 1, 5};
+      GenerateOptions options;
+      options.tokens = 14;  // past the trained length
+      options.samples = 2;
+      options.past_end = PastEnd::slide;
+      const auto continued = [&](PlacedRun& run, CacheUse use) {
+        options.cache = use;
+        return generate(run.trainer.model(), run.place.memory(), run.place.stream(), prompt, options);
+      };
+      const auto want = continued(here, CacheUse::cached);
+      EXPECT_NE(want[0], want[1]);
+      EXPECT_EQ(continued(there, CacheUse::cached), want) << config.model.kind;
+      EXPECT_EQ(continued(there, CacheUse::recomputed), want) << config.model.kind;
     }
   });
 }
