@@ -6,7 +6,7 @@
 namespace tforge {
 
 Saved::Saved(Tape& tape, const Tensor& value) : stored_(value), dtype_(value.dtype()) {
-  if (tape.saves().dtype == SavedDType::same) return;
+  if (tape.saves().dtype == SavedDType::same || dtype_ == DType::bf16) return;
   stored_ = tape.empty(value.shape(), DType::bf16);
   kernels::convert(tape.stream(), value.view(), stored_.view());
 }

@@ -91,13 +91,13 @@ Tensor Grad::share() const {
 }
 
 Var Var::parameter(Tensor value, Tensor gradient, GradHook* hook, int parameter_id) {
-  if (!(value.shape() == gradient.shape()) || value.dtype() != gradient.dtype()) {
-    throw ShapeError("a parameter of shape {} with a gradient of shape {}", value.shape().text(),
-                     gradient.shape().text());
+  if (!(value.shape() == gradient.shape()) || compute_dtype(value.dtype()) != gradient.dtype()) {
+    throw ShapeError("a parameter of shape {} and {} with a gradient of shape {} and {}", value.shape().text(),
+                     name_of(value.dtype()), gradient.shape().text(), name_of(gradient.dtype()));
   }
   auto* slot = new Grad::Slot;
   slot->shape = value.shape();
-  slot->dtype = value.dtype();
+  slot->dtype = gradient.dtype();
   slot->gradient = std::move(gradient);
   slot->permanent = true;
   slot->hook = hook;

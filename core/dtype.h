@@ -1,30 +1,13 @@
 #pragma once
-// Element types of tensors, and bf16 as a storage type.
-#include <bit>
+// Element types of tensors.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
 
+#include "core/bf16.h"
 #include "core/errors.h"
 
 namespace tforge {
-
-/// bfloat16 as storage: the upper half of a float. Arithmetic happens in f32.
-struct bf16 {
-  std::uint16_t bits = 0;
-  bf16() = default;
-  /// Rounds to nearest, ties to even; NaN stays NaN.
-  explicit bf16(float value) {
-    std::uint32_t u = std::bit_cast<std::uint32_t>(value);
-    if ((u & 0x7fffffffU) > 0x7f800000U) {
-      bits = static_cast<std::uint16_t>((u >> 16) | 0x40U);
-    } else {
-      u += 0x7fffU + ((u >> 16) & 1U);
-      bits = static_cast<std::uint16_t>(u >> 16);
-    }
-  }
-  explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-};
 
 enum class DType : std::uint8_t { f32, f64, bf16, i32 };
 
@@ -47,6 +30,9 @@ constexpr std::string_view name_of(DType t) {
   }
   return "?";
 }
+
+/// That of Compute<T>.
+constexpr DType compute_dtype(DType t) { return t == DType::bf16 ? DType::f32 : t; }
 
 /// Throws ConfigError when `name` is none of f32, f64, bf16, i32.
 DType dtype_from_name(std::string_view name);

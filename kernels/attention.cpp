@@ -75,20 +75,21 @@ void causal_attention_forward(Stream& stream, const AttentionShape& shape, Const
   check_keys(kOp, "v", shape, v, q.dtype, columns);
   check_matrix(kOp, "out", out, q.dtype, rows, columns);
   if (lse) {
-    check_matrix(kOp, "lse", lse, q.dtype, rows, shape.heads);
-    check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
+    check_matrix(kOp, "lse", lse, compute_dtype(q.dtype), rows, shape.heads);
+    check_vector(kOp, "lse", lse, compute_dtype(q.dtype), rows * shape.heads);
   }
   check_width(kOp, stream, columns / shape.heads);
-  check_workspace(kOp, workspace, q.dtype, attention_workspace(shape, columns / shape.heads, stream.device()));
+  check_workspace(kOp, workspace, compute_dtype(q.dtype),
+                  attention_workspace(shape, columns / shape.heads, stream.device()));
   const ProfileScope scope(stream, kOp,
                            {4 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out)});
-  with_compute_type(kOp, q.dtype, [&](auto t) {
+  with_stored_type(kOp, stream, q.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::causal_attention_forward<T>(shape, q, k, v, out, lse, workspace); },
+    on_device<T>(
+        stream, [&](auto) { cpu::causal_attention_forward<T>(shape, q, k, v, out, lse, workspace); },
         [&](auto) {
           cuda::causal_attention_forward<T>(stream, heads_of(shape, columns), q, k, v, out,
-                                            lse ? lse.as<T>() : nullptr);
+                                            lse ? lse.as<Compute<T>>() : nullptr);
         });
   });
 }
@@ -105,8 +106,8 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   check_keys(kOp, "k", shape, k, q.dtype, columns);
   check_keys(kOp, "v", shape, v, q.dtype, columns);
   check_matrix(kOp, "out", out, q.dtype, rows, columns);
-  check_matrix(kOp, "lse", lse, q.dtype, rows, shape.heads);
-  check_vector(kOp, "lse", lse, q.dtype, rows * shape.heads);
+  check_matrix(kOp, "lse", lse, compute_dtype(q.dtype), rows, shape.heads);
+  check_vector(kOp, "lse", lse, compute_dtype(q.dtype), rows * shape.heads);
   check_matrix(kOp, "dout", dout, q.dtype, rows, columns);
   check_matrix(kOp, "dq", dq, q.dtype, rows, columns);
   check_keys(kOp, "dk", shape, dk, q.dtype, columns);
@@ -116,18 +117,18 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
     throw DeviceError("{}: q_seq {} and kv_seq {} differ, for which there are kernels for the CPU only", kOp,
                       shape.q_seq, shape.kv_seq);
   }
-  check_workspace(kOp, workspace, q.dtype,
+  check_workspace(kOp, workspace, compute_dtype(q.dtype),
                   attention_workspace(backward_shape(shape), columns / shape.heads, stream.device()));
   const ProfileScope scope(
       stream, kOp,
       {10 * visible_pairs(shape) * static_cast<double>(columns), bytes_of(q, k, v, out, dout, dq, dk, dv)});
-  with_compute_type(kOp, q.dtype, [&](auto t) {
+  with_stored_type(kOp, stream, q.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::causal_attention_backward<T>(shape, q, k, v, out, lse, dout, dq, dk, dv, workspace); },
+    on_device<T>(
+        stream, [&](auto) { cpu::causal_attention_backward<T>(shape, q, k, v, out, lse, dout, dq, dk, dv, workspace); },
         [&](auto) {
-          cuda::causal_attention_backward<T>(stream, heads_of(shape, columns), q, k, v, out, lse.as<T>(), dout, dq, dk,
-                                             dv, workspace.as<T>());
+          cuda::causal_attention_backward<T>(stream, heads_of(shape, columns), q, k, v, out, lse.as<Compute<T>>(), dout,
+                                             dq, dk, dv, workspace.as<Compute<T>>());
         });
   });
 }

@@ -21,8 +21,9 @@ std::int64_t most_head_dim(Device device);
 
 /// out = attention(q, k, v). q, out [batch * q_seq, heads * head_dim]; k, v rows as above, heads * head_dim columns;
 /// row strides allowed (q, k, v may be columns of one tensor). lse [batch * q_seq, heads] (contiguous; empty view in
-/// inference) saves the log-sum-exp of each row's scaled scores. f32 or f64; accumulates in the same.
-/// On a CUDA device a head is at most most_head_dim(Device::cuda) wide and backward has q_seq = kv_seq (DeviceError).
+/// inference) saves the log-sum-exp of each row's scaled scores. f32 or f64; accumulates in the same. On a
+/// CUDA device also bf16, with lse, workspace and all arithmetic in f32.
+/// There a head is at most most_head_dim(Device::cuda) wide and backward has q_seq = kv_seq (DeviceError).
 /// workspace: at least attention_workspace(...) elements. Parallel over (sequence, head); bits do not depend on
 /// threads, and a row's bits depend neither on q_seq nor on the batch. Throws ShapeError, DTypeError.
 void causal_attention_forward(Stream& stream, const AttentionShape& shape, ConstTensorView q, ConstTensorView k,

@@ -25,10 +25,10 @@ void add_to(Stream& stream, ConstTensorView x, GradMode mode, TensorView y) {
   check_matrix("add_to", "y", y, y.dtype, y.rows(), y.columns());
   check_matrix("add_to", "x", x, y.dtype, y.rows(), y.columns());
   const ProfileScope scope(stream, "add_to", {static_cast<double>(y.elements()), bytes_of(x) + bytes_written(mode, y)});
-  with_compute_type("add_to", y.dtype, [&](auto t) {
+  with_stored_type("add_to", stream, y.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::add_to<T>(x, mode, y); }, [&](auto) { cuda::add_to<T>(stream, x, mode, y); });
+    on_device<T>(
+        stream, [&](auto) { cpu::add_to<T>(x, mode, y); }, [&](auto) { cuda::add_to<T>(stream, x, mode, y); });
   });
 }
 
@@ -38,36 +38,37 @@ void add(Stream& stream, ConstTensorView a, ConstTensorView b, TensorView y) {
   check_matrix("add", "a", a, y.dtype, y.rows(), y.columns());
   check_matrix("add", "b", b, y.dtype, y.rows(), y.columns());
   const ProfileScope scope(stream, "add", {static_cast<double>(y.elements()), bytes_of(a, b, y)});
-  with_compute_type("add", y.dtype, [&](auto t) {
+  with_stored_type("add", stream, y.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::add<T>(a, b, y); }, [&](auto) { cuda::add<T>(stream, a, b, y); });
+    on_device<T>(
+        stream, [&](auto) { cpu::add<T>(a, b, y); }, [&](auto) { cuda::add<T>(stream, a, b, y); });
   });
 }
 
 void add_row(Stream& stream, ConstTensorView row, TensorView y) {
   check_device("add_row", stream, row, y);
   check_matrix("add_row", "y", y, y.dtype, y.rows(), y.columns());
-  check_vector("add_row", "row", row, y.dtype, y.columns());
+  check_vector("add_row", "row", row, compute_dtype(y.dtype), y.columns());
   const ProfileScope scope(stream, "add_row", {static_cast<double>(y.elements()), bytes_of(row) + 2 * bytes_of(y)});
-  with_compute_type("add_row", y.dtype, [&](auto t) {
+  with_stored_type("add_row", stream, y.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::add_row<T>(row, y); }, [&](auto) { cuda::add_row<T>(stream, row.as<T>(), y); });
+    on_device<T>(
+        stream, [&](auto) { cpu::add_row<T>(row, y); },
+        [&](auto) { cuda::add_row<T>(stream, row.as<Compute<T>>(), y); });
   });
 }
 
 void column_sums(Stream& stream, ConstTensorView x, GradMode mode, TensorView y) {
   check_device("column_sums", stream, x, y);
-  check_matrix("column_sums", "x", x, y.dtype, x.rows(), x.columns());
-  check_vector("column_sums", "y", y, y.dtype, x.columns());
+  check_matrix("column_sums", "x", x, x.dtype, x.rows(), x.columns());
+  check_vector("column_sums", "y", y, compute_dtype(x.dtype), x.columns());
   const ProfileScope scope(stream, "column_sums",
                            {static_cast<double>(x.elements()), bytes_of(x) + bytes_written(mode, y)});
-  with_compute_type("column_sums", y.dtype, [&](auto t) {
+  with_stored_type("column_sums", stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::column_sums<T>(x, mode, y); },
-        [&](auto) { cuda::column_sums<T>(stream, x, mode, y.as<T>()); });
+    on_device<T>(
+        stream, [&](auto) { cpu::column_sums<T>(x, mode, y); },
+        [&](auto) { cuda::column_sums<T>(stream, x, mode, y.as<Compute<T>>()); });
   });
 }
 
@@ -127,11 +128,11 @@ void scale(Stream& stream, double alpha, ConstTensorView x, TensorView y) {
   check_matrix("scale", "y", y, y.dtype, y.rows(), y.columns());
   check_matrix("scale", "x", x, y.dtype, y.rows(), y.columns());
   const ProfileScope scope(stream, "scale", {static_cast<double>(y.elements()), bytes_of(x, y)});
-  with_compute_type("scale", y.dtype, [&](auto t) {
+  with_stored_type("scale", stream, y.dtype, [&](auto t) {
     using T = decltype(t);
-    const T factor = static_cast<T>(alpha);
-    on_device(
-        stream, [&] { cpu::scale(factor, x, y); }, [&](auto) { cuda::scale<T>(stream, factor, x, y); });
+    const auto factor = static_cast<Compute<T>>(alpha);
+    on_device<T>(
+        stream, [&](auto) { cpu::scale(factor, x, y); }, [&](auto) { cuda::scale<T>(stream, factor, x, y); });
   });
 }
 
@@ -157,18 +158,10 @@ void convert(Stream& stream, ConstTensorView x, TensorView y) {
   const ProfileScope scope(stream, "convert", {0, bytes_of(x, y)});
   if (x.dtype == DType::f32 && y.dtype == DType::bf16) {
     on_device(
-        stream, [&] { cpu::to_bf16(x, y); },
-        [&](auto) {
-          auto* const bits = reinterpret_cast<std::uint16_t*>(y.as<bf16>());
-          cuda::to_bf16(stream, x, {bits, y.row_stride, y.rows(), y.columns()});
-        });
+        stream, [&] { cpu::to_bf16(x, y); }, [&](auto) { cuda::to_bf16(stream, x, y); });
   } else if (x.dtype == DType::bf16 && y.dtype == DType::f32) {
     on_device(
-        stream, [&] { cpu::from_bf16(x, y); },
-        [&](auto) {
-          const auto* const bits = reinterpret_cast<const std::uint16_t*>(x.as<bf16>());
-          cuda::from_bf16(stream, {bits, x.row_stride, x.rows(), x.columns()}, y);
-        });
+        stream, [&] { cpu::from_bf16(x, y); }, [&](auto) { cuda::from_bf16(stream, x, y); });
   } else {
     throw DTypeError("convert: from {} to {}, want f32 and bf16", name_of(x.dtype), name_of(y.dtype));
   }

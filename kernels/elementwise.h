@@ -1,6 +1,7 @@
 #pragma once
 // Element-wise helpers. f32 or f64, row strides allowed, operands of one shape and (but for convert) dtype; nothing is
-// allocated. Throws ShapeError, DTypeError.
+// allocated. On a CUDA device add, add_to, add_row, scale and column_sums take bf16 too; the row and the sums are then
+// f32. Throws ShapeError, DTypeError.
 #include <span>
 
 #include "core/device.h"

@@ -18,10 +18,10 @@ void embedding_forward(Stream& stream, ConstTensorView tokens, ConstTensorView t
   check_matrix(kOp, "table", table, table.dtype, table.rows(), table.columns());
   check_vector(kOp, "tokens", tokens, DType::i32, tokens.elements());
   const ProfileScope scope(stream, kOp, {0, 2 * bytes_of(y)});
-  with_compute_type(kOp, table.dtype, [&](auto t) {
+  with_stored_type(kOp, stream, table.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::embedding_forward<T>(tokens, table, first_row, y); },
+    on_device<T>(
+        stream, [&](auto) { cpu::embedding_forward<T>(tokens, table, first_row, y); },
         [&](auto) { cuda::embedding_forward<T>(stream, tokens.as<std::int32_t>(), table, first_row, y); });
   });
 }
@@ -32,8 +32,8 @@ void embedding_backward(Stream& stream, ConstTensorView tokens, ConstTensorView 
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   check_device(kOp, stream, tokens, dy, dtable, workspace);
   check_vector(kOp, "tokens", tokens, DType::i32, tokens.elements());
-  check_matrix(kOp, "dtable", dtable, dtable.dtype, dtable.rows(), dtable.columns());
-  check_matrix(kOp, "dy", dy, dtable.dtype, tokens.elements(), dtable.columns());
+  check_matrix(kOp, "dtable", dtable, compute_dtype(dy.dtype), dtable.rows(), dtable.columns());
+  check_matrix(kOp, "dy", dy, dy.dtype, tokens.elements(), dtable.columns());
   if (tokens.elements() > kMost || dtable.rows() > kMost) {
     throw ShapeError("{}: {} tokens, {} rows; positions are 32 bits", kOp, tokens.elements(), dtable.rows());
   }
@@ -42,10 +42,10 @@ void embedding_backward(Stream& stream, ConstTensorView tokens, ConstTensorView 
   const ProfileScope scope(
       stream, kOp,
       {static_cast<double>(dy.elements()), read + (mode == GradMode::overwrite ? bytes_of(dtable) : bytes_of(dy))});
-  with_compute_type(kOp, dtable.dtype, [&](auto t) {
+  with_stored_type(kOp, stream, dy.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::embedding_backward<T>(tokens, dy, first_row, mode, dtable, workspace); },
+    on_device<T>(
+        stream, [&](auto) { cpu::embedding_backward<T>(tokens, dy, first_row, mode, dtable, workspace); },
         [&](auto) {
           cuda::embedding_backward<T>(stream, tokens.as<std::int32_t>(), dy, first_row, mode, dtable,
                                       workspace.as<std::int32_t>());

@@ -14,10 +14,10 @@ void gelu_forward(Stream& stream, ConstTensorView x, TensorView y) {
   check_matrix(op, "x", x, x.dtype, x.rows(), x.columns());
   check_matrix(op, "y", y, x.dtype, x.rows(), x.columns());
   const ProfileScope scope(stream, op, {25.0 * static_cast<double>(x.elements()), bytes_of(x, y)});
-  with_compute_type(op, x.dtype, [&](auto t) {
+  with_stored_type(op, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::gelu_forward<T>(x, y); }, [&](auto) { cuda::gelu_forward<T>(stream, x, y); });
+    on_device<T>(
+        stream, [&](auto) { cpu::gelu_forward<T>(x, y); }, [&](auto) { cuda::gelu_forward<T>(stream, x, y); });
   });
 }
 
@@ -29,10 +29,10 @@ void gelu_backward(Stream& stream, ConstTensorView x, ConstTensorView dy, GradMo
   check_matrix(op, "dx", dx, x.dtype, x.rows(), x.columns());
   const ProfileScope scope(stream, op,
                            {30.0 * static_cast<double>(x.elements()), bytes_of(x, dy) + bytes_written(mode, dx)});
-  with_compute_type(op, x.dtype, [&](auto t) {
+  with_stored_type(op, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::gelu_backward<T>(x, dy, mode, dx); },
+    on_device<T>(
+        stream, [&](auto) { cpu::gelu_backward<T>(x, dy, mode, dx); },
         [&](auto) { cuda::gelu_backward<T>(stream, x, dy, mode, dx); });
   });
 }

@@ -6,7 +6,7 @@
 
 namespace tforge::kernels {
 
-/// Shapes alike, f32 or f64; y may be x. Throws ShapeError, DTypeError.
+/// Shapes alike, f32 or f64, on a CUDA device also bf16; y may be x. Throws ShapeError, DTypeError.
 void gelu_forward(Stream& stream, ConstTensorView x, TensorView y);
 /// dx {=, +=} dy (Phi(x) + x phi(x)). Needs x. dx may be dy when mode is overwrite.
 void gelu_backward(Stream& stream, ConstTensorView x, ConstTensorView dy, GradMode mode, TensorView dx);

@@ -17,19 +17,20 @@ void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTen
   const std::int64_t m = c.rows();
   const std::int64_t n = c.columns();
   const std::int64_t k = a_op == Transpose::yes ? a.rows() : a.columns();
-  check_matrix(op, "C", c, c.dtype, m, n);
-  check_matrix(op, "A", a, c.dtype, a_op == Transpose::yes ? k : m, a_op == Transpose::yes ? m : k);
-  check_matrix(op, "B", b, c.dtype, b_op == Transpose::yes ? n : k, b_op == Transpose::yes ? k : n);
+  const DType wide = compute_dtype(a.dtype);
+  check_matrix(op, "C", c, c.dtype == wide ? wide : a.dtype, m, n);
+  check_matrix(op, "A", a, a.dtype, a_op == Transpose::yes ? k : m, a_op == Transpose::yes ? m : k);
+  check_matrix(op, "B", b, a.dtype, b_op == Transpose::yes ? n : k, b_op == Transpose::yes ? k : n);
   for (const std::int64_t size : {m, n, k, a.row_stride, b.row_stride, c.row_stride}) {
     if (size > std::numeric_limits<int>::max()) {
       throw ShapeError("gemm: a size or row stride of {} is more than a 32-bit BLAS can take", size);
     }
   }
   const ProfileScope scope(stream, op, {product_flops(m, n, k), bytes_of(a, b) + bytes_written(mode, c)});
-  with_compute_type(op, c.dtype, [&](auto t) {
+  with_stored_type(op, stream, a.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::gemm<T>(a_op, b_op, alpha, a, b, mode, c); },
+    on_device<T>(
+        stream, [&](auto) { cpu::gemm<T>(a_op, b_op, alpha, a, b, mode, c); },
         [&](auto) {
           const auto op_of = [](Transpose t_) {
             return t_ == Transpose::yes ? cuda::Op::transposed : cuda::Op::as_it_is;

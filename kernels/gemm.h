@@ -8,6 +8,7 @@ namespace tforge::kernels {
 enum class Transpose : std::uint8_t { no, yes };
 
 /// C {=, +=} alpha * op(A) op(B).   op(A) [M, K], op(B) [K, N], C [M, N]; f32 or f64, all alike; row strides allowed.
+/// On a CUDA device A and B may be bf16, and C then bf16 or f32: sums in f32, rounded once.
 /// The output is cut into blocks fixed by shape, each a single-threaded BLAS call inside an OpenMP loop: the result
 /// does not depend on the number of threads. On a CUDA device cuBLASLt's first choice for the shape computes in the
 /// dtype of the operands, with the same bits in every call; it needs the stream's DeviceLibraries. K = 0 with overwrite

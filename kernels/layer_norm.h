@@ -7,8 +7,8 @@ namespace tforge::kernels {
 
 /// y = (x - mean) * rstd [* weight + bias],  rstd = 1 / sqrt(var + eps), var biased.
 /// x, y [T, d]; weight, bias [d] or empty (both or none); mean, rstd [T, 1] are saved for backward (may be empty views
-/// in inference), and x. Any of them may have row strides; y may be x. f32 or f64, sums in the same. Throws ShapeError,
-/// DTypeError.
+/// in inference), and x. Any of them may have row strides; y may be x. f32 or f64, sums in the same; on a CUDA device
+/// x, y and their gradients may be bf16, with all else in f32. Throws ShapeError, DTypeError.
 void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weight, ConstTensorView bias, double eps,
                         TensorView y, TensorView mean, TensorView rstd);
 

@@ -24,6 +24,13 @@ class Checker {
     check_matrix(op_, name, v, dtype_, rows, columns);
     return *this;
   }
+  /// A gradient of parameters that may be left out: it may be wider than they are.
+  const Checker& parameter_gradient(const char* name, const ConstTensorView& v, std::int64_t rows,
+                                    std::int64_t columns) const {
+    check_device(op_, stream_, v);
+    if (v) check_matrix(op_, name, v, v.dtype == compute_dtype(dtype_) ? v.dtype : dtype_, rows, columns);
+    return *this;
+  }
   /// A gradient that may be left out.
   const Checker& gradient(const char* name, const ConstTensorView& v, std::int64_t rows, std::int64_t columns) const {
     return v ? matrix(name, v, rows, columns) : *this;
@@ -31,8 +38,9 @@ class Checker {
   const Checker& scores(const char* name, const ConstTensorView& v) const { return matrix(name, v, rows_, tokens_); }
   /// A column [T, 1], which the norm has or has not.
   const Checker& column(const char* name, const ConstTensorView& v, bool wanted) const {
-    if (wanted) return matrix(name, v, rows_, 1);
-    if (v) throw ShapeError("{}: {} was given, but {} has none", op_, name, name_of(norm_));
+    check_device(op_, stream_, v);
+    if (wanted) check_matrix(op_, name, v, compute_dtype(dtype_), rows_, 1);
+    else if (v) throw ShapeError("{}: {} was given, but {} has none", op_, name, name_of(norm_));
     return *this;
   }
   const Checker& stat(const ConstTensorView& v) const {
@@ -89,10 +97,10 @@ void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorV
       .stat(stat)
       .workspace(workspace, pattention_forward_workspace(x.rows(), keys.rows(), keys.columns(), 0, stream.device()));
   const ProfileScope scope(stream, op, {product_flops(x.rows(), keys.rows(), x.columns()), bytes_of(x, keys, scores)});
-  with_compute_type(op, x.dtype, [&](auto t) {
+  with_stored_type(op, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::pattention_scores_forward<T>(norm, x, keys, scores, stat, workspace); },
+    on_device<T>(
+        stream, [&](auto) { cpu::pattention_scores_forward<T>(norm, x, keys, scores, stat, workspace); },
         [&](auto) { cuda::pattention_scores_forward<T>(stream, norm, x, keys, scores, stat); });
   });
 }
@@ -112,11 +120,11 @@ void pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, C
       .floored(floored)
       .workspace(workspace, pattention_forward_workspace(rows, tokens, 0, values.columns(), stream.device()));
   const ProfileScope scope(stream, op, {product_flops(rows, values.columns(), tokens), bytes_of(scores, values, u)});
-  with_compute_type(op, scores.dtype, [&](auto t) {
+  with_stored_type(op, stream, scores.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
+    on_device<T>(
         stream,
-        [&] {
+        [&](auto) {
           count(floored, cpu::pattention_mix_forward<T>(norm, scale, scores, stat, values, u, weight, workspace));
         },
         [&](auto) {
@@ -150,10 +158,10 @@ void pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
     work.bytes += bytes_of(x, l.keys, l.values, l.scores, l.u);
   }
   const ProfileScope scope(stream, op, work);
-  with_compute_type(op, x.dtype, [&](auto t) {
+  with_stored_type(op, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { count(floored, cpu::pattention_forward<T>(norm, x, layers, workspace)); },
+    on_device<T>(
+        stream, [&](auto) { count(floored, cpu::pattention_forward<T>(norm, x, layers, workspace)); },
         [&](auto) { cuda::pattention_forward<T>(stream, norm, x, layers, counter(floored), workspace); });
   });
 }
@@ -177,18 +185,18 @@ void pattention_mix_backward(Stream& stream, PattentionNorm norm, double scale, 
       .matrix("V", values, tokens, values.columns())
       .matrix("dU", du, rows, values.columns())
       .weight("dweight", dweight)
-      .gradient("dV", dvalues, tokens, values.columns())
+      .parameter_gradient("dV", dvalues, tokens, values.columns())
       .scores("dscores", dscores)
       .dot(dot)
       .workspace(workspace, pattention_backward_workspace(rows, tokens, 0, values.columns(), stream.device()));
   const ProfileScope scope(stream, op,
                            {product_flops(rows, tokens, values.columns() * (dvalues ? 2 : 1)),
                             bytes_of(scores, values, du, dscores) + bytes_written(dvalues_mode, dvalues)});
-  with_compute_type(op, scores.dtype, [&](auto t) {
+  with_stored_type(op, stream, scores.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
+    on_device<T>(
         stream,
-        [&] {
+        [&](auto) {
           cpu::pattention_mix_backward<T>(norm, scale, scores, stat, values, du, dweight, dvalues_mode, dvalues,
                                           dscores, dot, workspace);
         },
@@ -214,18 +222,18 @@ void pattention_scores_backward(Stream& stream, PattentionNorm norm, double scal
       .matrix("K", keys, tokens, keys.columns())
       .scores("dscores", dscores)
       .gradient("dX", dx, rows, keys.columns())
-      .gradient("dK", dkeys, tokens, keys.columns())
+      .parameter_gradient("dK", dkeys, tokens, keys.columns())
       .workspace(workspace, pattention_backward_workspace(rows, tokens, keys.columns(), 0, stream.device()));
   const std::int64_t products = (dx ? 1 : 0) + (dkeys ? 1 : 0);
   const ProfileScope scope(
       stream, op,
       {product_flops(rows, tokens, keys.columns() * products),
        bytes_of(scores, x, keys, dscores) + bytes_written(dx_mode, dx) + bytes_written(dkeys_mode, dkeys)});
-  with_compute_type(op, x.dtype, [&](auto t) {
+  with_stored_type(op, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
+    on_device<T>(
         stream,
-        [&] {
+        [&](auto) {
           cpu::pattention_scores_backward<T>(norm, scale, scores, stat, dot, x, keys, dscores, dx_mode, dx, dkeys_mode,
                                              dkeys, workspace);
         },
@@ -256,18 +264,18 @@ void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
         .matrix("dU", l.du, rows, d_out)
         .weight("dweight", l.dweight)
         .gradient("dX", dx, rows, d_in)
-        .gradient("dK", l.dkeys, tokens, d_in)
-        .gradient("dV", l.dvalues, tokens, d_out)
+        .parameter_gradient("dK", l.dkeys, tokens, d_in)
+        .parameter_gradient("dV", l.dvalues, tokens, d_out)
         .workspace(workspace, scratch);
     work.flops += product_flops(rows, tokens, d_in * ((dx ? 1 : 0) + (l.dkeys ? 1 : 0)) + d_out * (l.dvalues ? 2 : 1));
     work.bytes += bytes_of(l.scores, x, l.keys, l.values, l.du) + bytes_written(l.dkeys_mode, l.dkeys) +
                   bytes_written(l.dvalues_mode, l.dvalues);
   }
   const ProfileScope scope(stream, op, work);
-  with_compute_type(op, x.dtype, [&](auto t) {
+  with_stored_type(op, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::pattention_backward<T>(norm, x, layers, dx_mode, dx, workspace); },
+    on_device<T>(
+        stream, [&](auto) { cpu::pattention_backward<T>(norm, x, layers, dx_mode, dx, workspace); },
         [&](auto) { cuda::pattention_backward<T>(stream, norm, x, layers, dx_mode, dx, workspace); });
   });
 }
@@ -280,10 +288,10 @@ void row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, Co
       .weight("weight", weight)
       .matrix("Y", y, u.rows(), u.columns())
       .floored(floored);
-  with_compute_type(op, u.dtype, [&](auto t) {
+  with_stored_type(op, stream, u.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { count(floored, cpu::row_normalize_forward<T>(norm, scale, u, weight, y)); },
+    on_device<T>(
+        stream, [&](auto) { count(floored, cpu::row_normalize_forward<T>(norm, scale, u, weight, y)); },
         [&](auto) { cuda::row_normalize_forward<T>(stream, norm, scale, u, weight, y, counter(floored)); });
   });
 }
@@ -297,10 +305,10 @@ void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, C
       .matrix("dY", dy, u.rows(), u.columns())
       .matrix("dU", du, u.rows(), u.columns())
       .weight("dweight", dweight);
-  with_compute_type(op, u.dtype, [&](auto t) {
+  with_stored_type(op, stream, u.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::row_normalize_backward<T>(norm, scale, u, weight, dy, du, dweight); },
+    on_device<T>(
+        stream, [&](auto) { cpu::row_normalize_backward<T>(norm, scale, u, weight, dy, du, dweight); },
         [&](auto) { cuda::row_normalize_backward<T>(stream, norm, scale, u, weight, dy, du, dweight); });
   });
 }

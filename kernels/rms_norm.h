@@ -8,7 +8,8 @@ namespace tforge::kernels {
 
 /// y = x * rrms * weight,  rrms = 1 / (sqrt(mean_d(x^2)) + eps).
 /// x, y [T, d]; weight [d]; rrms [T, 1] is saved for backward (may be an empty view in inference), and x. Row strides
-/// are allowed; y may be x. f32 or f64, sums in the same. Throws ShapeError, DTypeError.
+/// are allowed; y may be x. f32 or f64, sums in the same; on a CUDA device x, y and their gradients may be bf16, with
+/// all else in f32. Throws ShapeError, DTypeError.
 void rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
                       TensorView rrms);
 

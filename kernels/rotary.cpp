@@ -28,8 +28,8 @@ void rotary_apply(Stream& stream, RotaryDirection direction, ConstTensorView cos
   constexpr const char* kOp = "rotary_apply";
   check_device(kOp, stream, cosine, sine, x);
   check_matrix(kOp, "x", x, x.dtype, x.rows(), x.columns());
-  check_matrix(kOp, "cosine", cosine, x.dtype, cosine.rows(), cosine.columns());
-  check_matrix(kOp, "sine", sine, x.dtype, cosine.rows(), cosine.columns());
+  check_matrix(kOp, "cosine", cosine, compute_dtype(x.dtype), cosine.rows(), cosine.columns());
+  check_matrix(kOp, "sine", sine, compute_dtype(x.dtype), cosine.rows(), cosine.columns());
   if (heads < 1 || x.columns() % heads != 0) {
     throw ShapeError("{}: {} columns do not make {} heads", kOp, x.columns(), heads);
   }
@@ -45,12 +45,12 @@ void rotary_apply(Stream& stream, RotaryDirection direction, ConstTensorView cos
   }
   const double rotated = static_cast<double>(x.rows() * heads * 2 * cosine.columns());
   const ProfileScope scope(stream, kOp, {3 * rotated, 2 * rotated * static_cast<double>(size_of(x.dtype))});
-  with_compute_type(kOp, x.dtype, [&](auto t) {
+  with_stored_type(kOp, stream, x.dtype, [&](auto t) {
     using T = decltype(t);
-    on_device(
-        stream, [&] { cpu::rotary_apply<T>(direction, cosine, sine, heads, seq, first_position, x); },
+    on_device<T>(
+        stream, [&](auto) { cpu::rotary_apply<T>(direction, cosine, sine, heads, seq, first_position, x); },
         [&](auto) {
-          const T sign = direction == RotaryDirection::forward ? T(1) : T(-1);
+          const auto sign = static_cast<Compute<T>>(direction == RotaryDirection::forward ? 1 : -1);
           cuda::rotary_apply<T>(stream, sign, cosine, sine, heads, seq, first_position, x);
         });
   });

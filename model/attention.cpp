@@ -67,7 +67,7 @@ class SoftmaxAttention final : public Attention {
     }
     const kernels::AttentionShape shape{batch, place_.heads, n, first + n, capacity};
     Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, place_.head_dim, stream.device())},
-                                  place_.dtype, Purpose::workspace);
+                                  compute_dtype(place_.dtype), Purpose::workspace);
     Tensor out = tape.empty(Shape{batch * n, place_.columns()}, place_.dtype);
     kernels::causal_attention_forward(stream, shape, part(qkv, 0), std::as_const(memory.keys).view(),
                                       std::as_const(memory.values).view(), out.view(), {}, workspace.view());
@@ -148,7 +148,7 @@ class LinearAttention final : public Attention {
     const kernels::LinearShape shape{batch, place_.heads, n, first};
     const std::int64_t size =
         kernels::linear_attention_workspace(shape, place_.head_dim, of(layer).count, kernels::LinearPass::forward);
-    Tensor workspace = tape.empty(Shape{size}, place_.dtype, Purpose::workspace);
+    Tensor workspace = tape.empty(Shape{size}, compute_dtype(place_.dtype), Purpose::workspace);
     Tensor out = tape.empty(Shape{batch * n, place_.columns()}, place_.dtype);
     kernels::linear_attention_forward(tape.stream(), shape, of(layer).map(), part(qkv, 0), part(qkv, 1), part(qkv, 2),
                                       out.view(), {}, memory.sums.view(), workspace.view());

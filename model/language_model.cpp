@@ -31,8 +31,8 @@ LanguageModel::LanguageModel(const ModelPlace& place)
   else reducer_ = std::make_unique<TpReducer>(tp_);
 
   const Shape table{config_.max_seq, config_.rotary_dim() / 2};
-  cosine_ = Tensor::empty(allocator_, table, place.dtype, Purpose::weights);
-  sine_ = Tensor::empty(allocator_, table, place.dtype, Purpose::weights);
+  cosine_ = Tensor::empty(allocator_, table, compute_dtype(place.dtype), Purpose::weights);
+  sine_ = Tensor::empty(allocator_, table, compute_dtype(place.dtype), Purpose::weights);
   if (config_.rotary_dim() > 0) kernels::rotary_tables(place.stream, config_.rotary_base, cosine_.view(), sine_.view());
 
   attention_ = make_attention(allocator_, place.stream, config_, place.dtype, local_heads(), parameters_);
@@ -65,6 +65,12 @@ void LanguageModel::initialise(std::uint64_t seed) {
     }
     if (p.value().device() != Device::cpu) p.value().assign(value);
   }
+  values_changed();
+}
+
+void LanguageModel::values_changed() {
+  Stream stream = allocator_.stream();
+  parameters_.round(stream);
 }
 
 void LanguageModel::set_state_number(const StateNumber& number) {
@@ -186,7 +192,7 @@ Tensor LanguageModel::extend(Tape& tape, const Tensor& tokens, KvCache& cache) {
     h = residual(tape, h, feed_forward(tape, h, layer));
   }
   cache.length_ += n;
-  Tensor last = tape.empty(Shape{batch, config_.dim}, dtype());
+  Tensor last = tape.empty(Shape{batch, config_.dim}, parameters_.compute());
   for (std::int64_t b = 0; b < batch; ++b) {
     kernels::add_to(stream, h.view().row_range(b * n + n - 1, 1), GradMode::overwrite, last.view().row_range(b, 1));
   }

@@ -70,12 +70,15 @@ class LanguageModel {
   const ShardPlan& plan() const { return plan_; }
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
+  /// Of the parameters.
   DType dtype() const { return parameters_.dtype(); }
   /// How its ops reduce over the tensor-parallel axis.
   Reducer& reducer() { return *reducer_; }
 
   /// The values and the state of a model that has seen nothing. The same whatever the ranks.
   virtual void initialise(std::uint64_t seed);
+  /// To be called when values of parameters have been written by others than an update (ParameterSet::round).
+  void values_changed();
 
   virtual std::vector<StateNumber> state_numbers() const { return {}; }
   /// `number` is one of state_numbers() with another value.

@@ -1,8 +1,10 @@
 #include "model/parameter.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/errors.h"
+#include "kernels/elementwise.h"
 #include "parallel/communicator.h"
 
 namespace tforge {
@@ -32,9 +34,11 @@ std::vector<Bucket> FlatLayout::buckets(DType dtype, std::int64_t bytes, int ran
 }
 
 ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank)
-    : dtype_(dtype), layout_(flat_layout(specs, tp_rank)) {
-  values_ = Tensor::zeros(allocator, Shape{layout_.elements}, dtype, Purpose::weights);
-  gradients_ = Tensor::zeros(allocator, Shape{layout_.elements}, dtype, Purpose::gradients);
+    : layout_(flat_layout(specs, tp_rank)) {
+  const DType stored = compute_dtype(dtype);
+  values_ = Tensor::zeros(allocator, Shape{layout_.elements}, stored, Purpose::weights);
+  gradients_ = Tensor::zeros(allocator, Shape{layout_.elements}, stored, Purpose::gradients);
+  if (dtype != stored) copies_ = Tensor::zeros(allocator, Shape{layout_.elements}, dtype, Purpose::weights);
   for (const ParameterSpec& s : specs) {
     const FlatBlock& block = layout_.blocks[parameters_.size()];
     Parameter p;
@@ -43,11 +47,17 @@ ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec
     p.first_row = s.placement == Placement::replicated ? 0 : s.borders.begin(tp_rank);
     p.offset = block.offset;
     const Shape shape = s.shape.rank() == 1 ? Shape{p.rows} : Shape{p.rows, s.shape.columns()};
-    p.gradient = gradients_.rows(block.offset, block.elements).reshaped(shape);
-    p.var = Var::parameter(values_.rows(block.offset, block.elements).reshaped(shape), p.gradient, this,
+    const auto part = [&](const Tensor& flat) { return flat.rows(block.offset, block.elements).reshaped(shape); };
+    p.stored = part(values_);
+    p.gradient = part(gradients_);
+    p.var = Var::parameter(copies_ && shape.rank() == 2 ? part(copies_) : p.stored, p.gradient, this,
                            static_cast<int>(parameters_.size()));
     parameters_.push_back(std::move(p));
   }
+}
+
+void ParameterSet::round(Stream& stream) {
+  if (copies_) kernels::convert(stream, std::as_const(values_).view(), copies_.view());
 }
 
 std::vector<RowRange> ParameterSet::owned_rows(const std::vector<Bucket>& buckets, int dp_rank) const {

@@ -48,11 +48,11 @@ struct Parameter {
   std::int64_t rows = 0;       // held here
   std::int64_t offset = 0;     // element of the flat tensors at which they begin
   bool zeroed = false;         // since clear_gradients: no op wrote a gradient, so it was set to 0
-  Tensor gradient;             // [rows, columns], part of ParameterSet::gradients()
-  Var var;                     // value and gradient slot
+  Tensor stored, gradient;     // [rows, columns], parts of ParameterSet::values() and gradients()
+  Var var;                     // what ops read, and the gradient slot
 
   const std::string& path() const { return spec.path; }
-  Tensor value() const { return var.value(); }
+  Tensor value() const { return stored; }
   std::int64_t columns() const { return spec.shape.rank() == 1 ? 1 : spec.shape.columns(); }
 };
 
@@ -71,7 +71,8 @@ FlatLayout flat_layout(const std::vector<ParameterSpec>& specs, int tp_rank);
 class ParameterSet final : private GradHook {
  public:
   /// Allocates values (zero) and gradients (zero) of what tensor-parallel rank `tp_rank` holds, in flat_layout(); the
-  /// gaps stay zero.
+  /// gaps stay zero. With dtype bf16 both are f32, and ops read copies of the matrices that round() makes; vectors
+  /// (norms, biases) they read as they are.
   ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank);
 
   ParameterSet(const ParameterSet&) = delete;
@@ -89,9 +90,14 @@ class ParameterSet final : private GradHook {
   /// All values, and all gradients, as one vector each: what data parallelism reduces in one call.
   Tensor& values() { return values_; }
   Tensor& gradients() { return gradients_; }
-  DType dtype() const { return dtype_; }
+  /// Of values() and gradients().
+  DType dtype() const { return values_.dtype(); }
+  /// Of what ops compute with.
+  DType compute() const { return copies_ ? copies_.dtype() : dtype(); }
+  /// Makes the copies that ops read, where there are such: to be called when values have changed.
+  void round(Stream& stream);
   /// FlatLayout::buckets() of the flat tensors.
-  std::vector<Bucket> buckets(std::int64_t bytes, int ranks) const { return layout_.buckets(dtype_, bytes, ranks); }
+  std::vector<Bucket> buckets(std::int64_t bytes, int ranks) const { return layout_.buckets(dtype(), bytes, ranks); }
   /// The rows of each parameter that data-parallel rank `dp_rank` owns of `buckets`: one range, which may be empty.
   std::vector<RowRange> owned_rows(const std::vector<Bucket>& buckets, int dp_rank) const;
 
@@ -103,10 +109,9 @@ class ParameterSet final : private GradHook {
  private:
   void gradient_ready(int parameter_id) override;
 
-  DType dtype_;
   GradHook* hook_ = nullptr;
   FlatLayout layout_;
-  Tensor values_, gradients_;
+  Tensor values_, gradients_, copies_;
   std::deque<Parameter> parameters_;
 };
 

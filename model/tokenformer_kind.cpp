@@ -78,12 +78,17 @@ class TokenFormerKind final : public ModelKind {
     const auto add = [&](const char* what, Collective kind, std::int64_t calls, std::int64_t elements) {
       if (calls > 0) to.add(what, MeshAxis::tp, kind, calls, elements * T * e);
     };
+    const auto add_row_numbers = [&](Collective kind, std::int64_t parts) {
+      const auto wide = static_cast<std::int64_t>(size_of(compute_dtype(pass.dtype)));
+      if (row_numbers > 0)
+        to.add("row numbers", MeshAxis::tp, kind, 3 * row_numbers, 5 * row_numbers * parts * T * wide);
+    };
     if (plan.shards) {
       const std::int64_t k = plan.shards->deal.count(pass.tp_rank);
       add("q, k, v", Collective::all_gather, forward, forward * k * 3 * (d + extra));
       add("heads", Collective::all_gather, forward, forward * c);
       add("proj and ffn", Collective::all_gather, 2 * forward, 2 * forward * k * (d + extra));
-      add("row numbers", Collective::all_gather, 3 * row_numbers, 5 * row_numbers * k);
+      add_row_numbers(Collective::all_gather, k);
       add("inputs, backward", Collective::all_gather, 3 * layers, 3 * layers * k * d);
       add("q, k, v, backward", Collective::all_gather, layers, layers * 3 * c);
       return;
@@ -91,7 +96,7 @@ class TokenFormerKind final : public ModelKind {
     add("q, k, v", Collective::reduce_scatter, forward, forward * (3 * d + 3 * extra * pass.tp));
     add("heads", Collective::all_gather, forward, forward * c);
     add("proj and ffn", Collective::all_reduce, 2 * forward, 2 * forward * (d + extra));
-    add("row numbers", Collective::all_reduce, 3 * row_numbers, 5 * row_numbers);
+    add_row_numbers(Collective::all_reduce, 1);
     add("inputs, backward", Collective::all_reduce, 2 * layers, 2 * layers * d);
     add("heads, backward", Collective::reduce_scatter, layers, layers * d);
     add("q, k, v, backward", Collective::all_gather, layers, layers * (3 * c + 3 * extra));

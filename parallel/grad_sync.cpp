@@ -128,7 +128,8 @@ std::int64_t LookupSync::bytes(std::int64_t rows, std::int64_t columns, DType dt
 }
 
 bool LookupSync::pays(std::int64_t rows, std::int64_t table_rows, std::int64_t columns, DType dtype) {
-  return bytes(rows, columns, dtype) < 2 * table_rows * columns * static_cast<std::int64_t>(size_of(dtype));
+  const auto sum = table_rows * columns * static_cast<std::int64_t>(size_of(compute_dtype(dtype)));
+  return bytes(rows, columns, dtype) < 2 * sum;
 }
 
 double global_norm(Stream& stream, Communicator& tp, double sharded_squares, double replicated_squares) {

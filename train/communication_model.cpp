@@ -20,7 +20,7 @@ std::string_view name_of(Collective kind) {
 
 void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, std::span<const Bucket> buckets,
                        const MeshPlace& place) {
-  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
+  const auto e = static_cast<std::int64_t>(size_of(compute_dtype(config.train.dtype)));
   std::int64_t elements = 0;
   for (const Bucket& b : buckets) elements += b.elements();
   const auto pieces = static_cast<std::int64_t>(buckets.size());
@@ -51,7 +51,7 @@ void add_data_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& 
 
 void add_data_parallel_by_shard(Exchanges& to, const RunConfig& config, std::span<const Bucket> buckets,
                                 const MeshPlace& place) {
-  const auto e = static_cast<std::int64_t>(size_of(config.train.dtype));
+  const auto e = static_cast<std::int64_t>(size_of(compute_dtype(config.train.dtype)));
   const std::int64_t here = deal_shards(config, place.dp).count(place.dp_index);
   const std::int64_t piece = std::max<std::int64_t>(bucket_bytes(config) / e, 1);
   std::int64_t elements = 0, owned = 0;
@@ -70,19 +70,21 @@ void add_data_parallel_by_shard(Exchanges& to, const RunConfig& config, std::spa
 void add_tensor_parallel(Exchanges& to, const RunConfig& config, const ShardPlan& plan, const MeshPlace& place,
                          std::int64_t T) {
   const std::int64_t te = T * static_cast<std::int64_t>(size_of(config.train.dtype)), d = config.model.dim;
+  const std::int64_t row_numbers = 3 * T * static_cast<std::int64_t>(size_of(compute_dtype(config.train.dtype)));
   const BlockPass pass{place.tp, place.tp_index, config.train.dtype, config.train.saves, T};
   if (plan.shards) {
     const std::int64_t kte = plan.shards->deal.count(place.tp_index) * te;
     to.add("lookup", MeshAxis::tp, Collective::all_gather, 1, kte * d);
     kind_of(config.model).add_block_exchanges(to, config.model, plan, pass);
     const std::int64_t chunk = head_chunk_rows(T, config.model.vocab);
-    to.add("head", MeshAxis::tp, Collective::all_gather, 3 * ((T + chunk - 1) / chunk), kte * (3 + d));
+    to.add("head", MeshAxis::tp, Collective::all_gather, 3 * ((T + chunk - 1) / chunk),
+           plan.shards->deal.count(place.tp_index) * (row_numbers + te * d));
     return;
   }
   to.add("lookup", MeshAxis::tp, Collective::all_reduce, 1, te * d);
   kind_of(config.model).add_block_exchanges(to, config.model, plan, pass);
   const std::int64_t chunk = head_chunk_rows(T, plan.vocab.count(place.tp_index));
-  to.add("head", MeshAxis::tp, Collective::all_reduce, 2 * ((T + chunk - 1) / chunk) + 1, te * (3 + d));
+  to.add("head", MeshAxis::tp, Collective::all_reduce, 2 * ((T + chunk - 1) / chunk) + 1, row_numbers + te * d);
 }
 
 }  // namespace

@@ -258,7 +258,10 @@ std::vector<Field> make_fields() {
   f.push_back(integer("train.max_bad_steps", MEMBER(train.max_bad_steps), between(1, kMaxCount),
                       "stops the run after so many non-finite updates in a row; each is skipped"));
   f.push_back(integer("train.seed", MEMBER(train.seed), at_least(0), "seed of initialisation and sample order"));
-  f.push_back(choice("train.dtype", MEMBER(train.dtype), {"f32", "f64"}, "arithmetic of the model"));
+  f.push_back(
+      choice("train.dtype", MEMBER(train.dtype), {"f32", "f64", "bf16"},
+             "arithmetic of the model; bf16 (run.device = \"cuda\"): of products, activations and what reads them, "
+             "with parameters, moments, sums and row statistics in f32"));
   f.push_back(
       choice("train.recompute", MEMBER(train.saves.recompute), {"none", "scores", "block"},
              "computed again in backward instead of kept, with the same bits: nothing; the scores of Pattention; "
@@ -397,8 +400,27 @@ void validate_virtual_shards(const RunConfig& config) {
   }
 }
 
+void validate_bf16(const RunConfig& config) {
+  const ModelConfig& model = config.model;
+  if (config.run.device == Device::cpu) {
+    throw ConfigError("train.dtype = \"bf16\" is for run.device = \"cuda\"; on the processor use \"f32\"");
+  }
+  if (model.kind == "memoryformer") {
+    throw ConfigError(
+        "train.dtype = \"bf16\": model.kind = \"memoryformer\" computes in f32 or f64: a hash hangs on signs");
+  }
+  if (model.kind == "tokenformer" && model.norm != PattentionNorm::l2_norm_gelu) {
+    throw ConfigError("train.dtype = \"bf16\" is for model.norm = \"l2_norm_gelu\", not \"{}\"", name_of(model.norm));
+  }
+  if (config.parallel.share_device == DeviceUse::shared && config.parallel.tp != 1) {
+    throw ConfigError(
+        "train.dtype = \"bf16\" with parallel.share_device = true is for parallel.tp = 1: the host adds no bf16");
+  }
+}
+
 /// What there are kernels for on other devices than the processor.
 void validate_device(const RunConfig& config) {
+  if (config.train.dtype == DType::bf16) validate_bf16(config);
   if (config.run.device == Device::cpu) return;
   const std::string_view device = name_of(config.run.device);
   if (config.model.attention.kind != AttentionKind::softmax) {

@@ -135,7 +135,7 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
   wanted.model = request.checkpoint;
   const std::unique_ptr<Growth> growth = kind_of(old_config).growth(old_config, wanted);
   config.model = growth->grown();
-  const DType dtype = config.train.dtype;
+  const DType dtype = compute_dtype(config.train.dtype);  // of what is stored
 
   Allocator allocator;
   Stream stream;

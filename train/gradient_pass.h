@@ -78,8 +78,12 @@ class GradientPass {
 
   /// What data parallelism sends in one piece, with the parts that each rank of dp owns.
   const std::vector<Bucket>& buckets() const { return sync_.buckets(); }
-  /// After an update: with parallel.zero = 1 every rank gets the values that others own. Collective over dp.
-  void share_values() { sync_.gather(stream_, model_.parameters().values()); }
+  /// After an update: with parallel.zero = 1 every rank gets the values that others own; what ops read is made of them.
+  /// Collective over dp.
+  void share_values() {
+    sync_.gather(stream_, model_.parameters().values());
+    model_.parameters().round(stream_);
+  }
 
   /// Of a batch, dealt to this rank.
   std::int64_t sequences() const {

@@ -19,7 +19,7 @@ struct Cost {
 Cost cost_of(const RunConfig& config, const MeshPlace& place) {
   const ShardPlan plan = plan_shards(config, place.tp, nullptr);
   const FlatLayout layout = flat_layout(parameter_specs(config.model, plan), place.tp_index);
-  const auto buckets = layout.buckets(config.train.dtype, bucket_bytes(config), place.dp);
+  const auto buckets = layout.buckets(compute_dtype(config.train.dtype), bucket_bytes(config), place.dp);
   Cost cost;
   const MemoryReport memory = rehearse(config, plan, place).memory;
   // Weights and moments are the same in both modes.

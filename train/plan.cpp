@@ -28,7 +28,7 @@ std::vector<std::int64_t> share_of(const ShardPlan& shards, int rank) {
 RankMemory memory_of(const RunConfig& config, const MeshSize& mesh, int tp_rank, const FlatLayout& layout,
                      std::int64_t replicated, const MemoryReport& peak) {
   const auto of = [&](Purpose p) { return static_cast<double>(peak.peak[static_cast<std::size_t>(p)]); };
-  const auto size = static_cast<double>(size_of(config.train.dtype));
+  const auto size = static_cast<double>(size_of(compute_dtype(config.train.dtype)));
   RankMemory memory{of(Purpose::weights), of(Purpose::gradients), of(Purpose::moments), 0, 0};
   memory.step = static_cast<double>(peak.total_peak) - memory.total();
   // What a rank writes is copied first: rank 0 of dp writes the weights, and what is replicated is tp rank 0's. The
@@ -39,7 +39,7 @@ RankMemory memory_of(const RunConfig& config, const MeshSize& mesh, int tp_rank,
   memory.saving = 3 * written;
   if (config.parallel.zero == 1) {
     std::vector<double> owned(static_cast<std::size_t>(mesh.dp), 0);
-    for (const Bucket& bucket : layout.buckets(config.train.dtype, bucket_bytes(config), mesh.dp)) {
+    for (const Bucket& bucket : layout.buckets(compute_dtype(config.train.dtype), bucket_bytes(config), mesh.dp)) {
       for (int dp = 0; dp < mesh.dp; ++dp) {
         owned[static_cast<std::size_t>(dp)] += static_cast<double>(bucket.elements(dp)) * size;
       }
@@ -211,7 +211,8 @@ StepPlan plan_step(const RunConfig& config, const ShardPlan& shards, const MeshS
     }
     plan.memory.push_back(memory_of(config, mesh, r, layout, replicated, peaks.back()));
   }
-  const std::vector<Bucket> buckets = flat_layout(specs, 0).buckets(config.train.dtype, bucket_bytes(config), mesh.dp);
+  const std::vector<Bucket> buckets =
+      flat_layout(specs, 0).buckets(compute_dtype(config.train.dtype), bucket_bytes(config), mesh.dp);
   plan.exchanges = step_exchanges(config, shards, buckets, {.dp = mesh.dp, .tp = mesh.tp});
   return plan;
 }

@@ -179,6 +179,7 @@ void load_parameters(const CheckpointReader& reader, LanguageModel& model) {
   for (Parameter& p : model.parameters().all()) {
     read_into(reader, "model/" + p.path(), p, {0, p.rows}, p.value());
   }
+  model.values_changed();
   for (StateNumber number : model.state_numbers()) {
     const CheckpointReader::Tensor& tensor = reader.tensor("model/" + number.parameter);
     number.value = attribute_of<double>(reader, tensor, number.name);

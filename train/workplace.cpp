@@ -66,6 +66,7 @@ RunConfig placed(RunConfig config, const std::string& device, bool share_device)
   field.set(config, device);
   config.parallel.share_device = share_device ? DeviceUse::shared : DeviceUse::own;
   config.run.deterministic = RunConfig().run.deterministic;  // of training
+  if (config.run.device == Device::cpu) config.train.dtype = compute_dtype(config.train.dtype);
   validate(config);
   return config;
 }

@@ -32,7 +32,7 @@ struct AttentionNode final : Node {
     const Tensor joint = qkv.load(tape), result = out.load(tape);
     const std::int64_t c = joint.shape().columns() / 3;
     Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, c / shape.heads, tape.stream().device())},
-                                  joint.dtype(), Purpose::workspace);
+                                  compute_dtype(joint.dtype()), Purpose::workspace);
     Tensor gradient = tape.empty(joint.shape(), joint.dtype());
     const ConstTensorView x = joint.view();
     const TensorView dx = gradient.view();
@@ -69,9 +69,9 @@ Var causal_attention(Tape& tape, const Var& qkv, std::int64_t batch, std::int64_
   const std::int64_t seq = rows / batch;
   const kernels::AttentionShape shape{batch, heads, seq, seq, seq};
   Tensor workspace = tape.empty(Shape{kernels::attention_workspace(shape, c / heads, tape.stream().device())},
-                                qkv.dtype(), Purpose::workspace);
+                                compute_dtype(qkv.dtype()), Purpose::workspace);
   Tensor out = tape.empty(Shape{rows, c}, qkv.dtype());
-  Tensor lse = tape.empty(Shape{rows, heads}, qkv.dtype());
+  Tensor lse = tape.empty(Shape{rows, heads}, compute_dtype(qkv.dtype()));
   const ConstTensorView x = qkv.view();
   kernels::causal_attention_forward(tape.stream(), shape, x.column_range(0, c), x.column_range(c, c),
                                     x.column_range(2 * c, c), out.view(), lse.view(), workspace.view());

@@ -36,14 +36,17 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
   }
   if (!by_shard && shards > 1) throw ShapeError("head_cross_entropy: {} shards that are not kept apart", shards);
   const std::int64_t step = head_chunk_rows(rows, by_shard ? head.vocab : vocab);
-  Tensor logits_buffer = tape.empty(Shape{step * vocab}, h.dtype());
-  Tensor max_buffer = tape.empty(Shape{shards * step, 1}, h.dtype(), Purpose::communication);
-  Tensor sum_buffer = tape.empty(Shape{shards * step, 2}, h.dtype(), Purpose::communication);
+  // Logits and what is summed over them; their gradient is rounded for the products that read it.
+  const DType wide = compute_dtype(h.dtype());
+  Tensor logits_buffer = tape.empty(Shape{step * vocab}, wide), narrow_buffer;
+  if (node != nullptr && wide != h.dtype()) narrow_buffer = tape.empty(Shape{step * vocab}, h.dtype());
+  Tensor max_buffer = tape.empty(Shape{shards * step, 1}, wide, Purpose::communication);
+  Tensor sum_buffer = tape.empty(Shape{shards * step, 2}, wide, Purpose::communication);
   // Of all shards; where there is one here, the same.
   Tensor max_total = max_buffer, sum_total = sum_buffer, dh_buffer;
   if (by_shard) {
-    max_total = tape.empty(Shape{step, 1}, h.dtype(), Purpose::communication);
-    sum_total = tape.empty(Shape{step, 2}, h.dtype(), Purpose::communication);
+    max_total = tape.empty(Shape{step, 1}, wide, Purpose::communication);
+    sum_total = tape.empty(Shape{step, 2}, wide, Purpose::communication);
   }
   Tensor nll_buffer = tape.empty(Shape{step}, DType::f64), total = tape.empty(Shape{1}, DType::f64);
   kernels::fill(stream, total.view(), 0);
@@ -59,9 +62,10 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     const ConstTensorView target = chunk_targets.view();
     const TensorView row_max = max_total.view().row_range(0, count), sums = sum_total.view().row_range(0, count);
     const TensorView row_sum = sums.column_range(0, 1), target_logit = sums.column_range(1, 1);
-    const auto logits_of = [&](const RowShards::Range& shard) {
-      return logits_buffer.rows(count * shard.first, count * shard.rows).reshaped(Shape{count, shard.rows}).view();
+    const auto part_of = [&](const Tensor& buffer, const RowShards::Range& shard) {
+      return buffer.rows(count * shard.first, count * shard.rows).reshaped(Shape{count, shard.rows}).view();
     };
+    const auto logits_of = [&](const RowShards::Range& shard) { return part_of(logits_buffer, shard); };
     Tensor nll = nll_out ? nll_out.rows(first, count) : nll_buffer.rows(0, count);
 
     for (std::int64_t s = 0; s < shards; ++s) {
@@ -88,14 +92,19 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
       const RowShards::Range shard = head.rows.range(s, vocab);
       const TensorView logits = logits_of(shard);
       kernels::cross_entropy_backward(stream, row_max, row_sum, target, first_row + shard.first, weight, logits);
+      TensorView dlogits = logits;
+      if (narrow_buffer) {
+        dlogits = part_of(narrow_buffer, shard);
+        kernels::convert(stream, logits, dlogits);
+      }
       if (wants_dh) {
         kernels::gemm(
-            stream, Transpose::no, Transpose::no, 1.0, logits, table.view().row_range(shard.first, shard.rows),
+            stream, Transpose::no, Transpose::no, 1.0, dlogits, table.view().row_range(shard.first, shard.rows),
             GradMode::overwrite,
             by_shard ? dh_buffer.view().row_range(s * count, count) : node->dh_value.view().row_range(first, count));
       }
       if (node->dtable) {
-        kernels::gemm(stream, Transpose::yes, Transpose::no, 1.0, logits, x, to.mode,
+        kernels::gemm(stream, Transpose::yes, Transpose::no, 1.0, dlogits, x, to.mode,
                       to.view.row_range(shard.first, shard.rows));
       }
     }
@@ -136,7 +145,7 @@ Tensor head_nll(Tape& tape, const Var& h, const Var& table, const Tensor& target
 }
 
 Tensor head_logits(Tape& tape, const Var& h, const Var& table) {
-  Tensor logits = tape.empty(Shape{h.shape().rows(), table.shape().rows()}, h.dtype());
+  Tensor logits = tape.empty(Shape{h.shape().rows(), table.shape().rows()}, compute_dtype(h.dtype()));
   kernels::gemm(tape.stream(), Transpose::no, Transpose::yes, 1.0, h.view(), table.view(), GradMode::overwrite,
                 logits.view());
   return logits;

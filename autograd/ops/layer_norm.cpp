@@ -37,8 +37,8 @@ struct LayerNormNode final : Node {
 Var layer_norm(Tape& tape, const Var& x, const Var& weight, const Var& bias, double eps) {
   const Shape column{x.shape().rows(), 1};
   Tensor y = tape.empty(x.shape(), x.dtype());
-  Tensor rstd = tape.empty(column, x.dtype()), mean;
-  if (weight) mean = tape.empty(column, x.dtype());
+  Tensor rstd = tape.empty(column, compute_dtype(x.dtype())), mean;
+  if (weight) mean = tape.empty(column, rstd.dtype());
   kernels::layer_norm_forward(tape.stream(), x.view(), weight ? weight.view() : ConstTensorView{},
                               bias ? bias.view() : ConstTensorView{}, eps, y.view(), mean.view(), rstd.view());
   auto* node = tape.record<LayerNormNode>(tape, x, y, weight, bias, std::move(mean), std::move(rstd));

@@ -81,7 +81,7 @@ struct PattentionNode final : Node {
     }
     Tensor scores = tape.empty(Shape{x.shape().rows(), l.keys.shape().rows()}, x.dtype());
     Tensor here;
-    if (stat) here = tape.empty(Shape{x.shape().rows(), 1}, x.dtype());
+    if (stat) here = tape.empty(Shape{x.shape().rows(), 1}, compute_dtype(x.dtype()));
     for (std::int64_t s = 0; s < l.shards.count(); ++s) {
       kernels::pattention_scores_forward(tape.stream(), norm, x.view(), rows_of(view(l.keys), l.shard(s)),
                                          shard_of(scores, l.shard(s)).view(), here.view(), workspace.view());
@@ -160,7 +160,8 @@ struct PattentionNode final : Node {
     const std::int64_t rows = x.shape().rows(), shards = layers[0].shards.count();
     const auto groups = static_cast<std::int64_t>(count);
     const Columns columns{groups, layers[0].values.shape().columns()};
-    Tensor dots = tape.empty(Shape{shards * rows, groups}, x.dtype(), Purpose::communication);
+    const DType wide = compute_dtype(x.dtype());
+    Tensor dots = tape.empty(Shape{shards * rows, groups}, wide, Purpose::communication);
     std::array<Tensor, kMaxPattentionGroup> scores, dscores;
     for (std::size_t g = 0; g < count; ++g) {
       Layer& l = layers[g];
@@ -176,7 +177,7 @@ struct PattentionNode final : Node {
                                          part_of(dots, s, rows).column_range(i, 1), workspace.view());
       }
     }
-    Tensor dot = reducer.by_shard() ? tape.empty(Shape{rows, groups}, x.dtype(), Purpose::communication) : dots;
+    Tensor dot = reducer.by_shard() ? tape.empty(Shape{rows, groups}, wide, Purpose::communication) : dots;
     reducer.sum(stream, dots.view(), dot.view());
     for (std::size_t g = 0; g < count; ++g) {
       Layer& l = layers[g];
@@ -265,7 +266,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
   ShardParts us(tape, reducer, shards, Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
   Tensor stats;
-  if (has_stat) stats = tape.empty(Shape{shards * rows, groups}, x.dtype());
+  if (has_stat) stats = tape.empty(Shape{shards * rows, groups}, compute_dtype(x.dtype()));
   std::array<Tensor, kMaxPattentionGroup> scores;
   const auto column = [](TensorView stat, std::int64_t g) { return stat ? stat.column_range(g, 1) : TensorView{}; };
   const auto shard = [&](std::size_t g, std::int64_t s) {
@@ -313,7 +314,7 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
                                            workspace.view());
       }
     }
-    if (reducer.by_shard()) stat = tape.empty(Shape{rows, groups}, x.dtype());
+    if (reducer.by_shard()) stat = tape.empty(Shape{rows, groups}, compute_dtype(x.dtype()));
     if (norm == PattentionNorm::softmax) reducer.max(stream, stats.view(), stat.view());
     else reducer.sum(stream, stats.view(), stat.view());
     stats = Tensor();

@@ -33,7 +33,7 @@ struct RmsNormNode final : Node {
 
 Var rms_norm(Tape& tape, const Var& x, const Var& weight, double eps) {
   Tensor y = tape.empty(x.shape(), x.dtype());
-  Tensor rrms = tape.empty(Shape{x.shape().rows(), 1}, x.dtype());
+  Tensor rrms = tape.empty(Shape{x.shape().rows(), 1}, compute_dtype(x.dtype()));
   kernels::rms_norm_forward(tape.stream(), x.view(), weight.view(), eps, y.view(), rrms.view());
   return tape.output(std::move(y), tape.record<RmsNormNode>(tape, x, weight, std::move(rrms)));
 }

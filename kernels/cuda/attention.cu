@@ -39,11 +39,12 @@ __device__ int pitch_of(int columns) { return columns + 1; }
 
 /// Rows [first, first + kTile) of a head, zeros from row `rows` on, into shared memory.
 template <class T>
-__device__ void load_tile(const Head<const T>& head, std::int64_t first, std::int64_t rows, int head_dim, T* tile) {
+__device__ void load_tile(const Head<const T>& head, std::int64_t first, std::int64_t rows, int head_dim,
+                          Compute<T>* tile) {
   const int pitch = pitch_of(head_dim);
   for (int i = static_cast<int>(threadIdx.x); i < kTile * head_dim; i += kThreads) {
     const int r = i / head_dim, c = i % head_dim;
-    tile[r * pitch + c] = first + r < rows ? head.data[(first + r) * head.stride + c] : T(0);
+    tile[r * pitch + c] = first + r < rows ? computed(head.data[(first + r) * head.stride + c]) : Compute<T>(0);
   }
 }
 
@@ -109,15 +110,15 @@ __device__ void share(const Square<T>& s, T* tile) {
 
 /// Rows [first, first + kTile) of a head, up to row `rows`.
 template <int kWide, class T>
-__device__ void store_strip(const Strip<T, kWide>& strip, const Head<T>& head, std::int64_t first, std::int64_t rows,
-                            int head_dim) {
+__device__ void store_strip(const Strip<Compute<T>, kWide>& strip, const Head<T>& head, std::int64_t first,
+                            std::int64_t rows, int head_dim) {
   const Place place;
   for (int i = 0; i < kRows; ++i) {
     const std::int64_t r = first + place.row(i);
     if (r >= rows) continue;
     for (int w = 0; w < kWide; ++w) {
       const int c = place.column(w);
-      if (c < head_dim) head.data[r * head.stride + c] = strip.at[i][w];
+      if (c < head_dim) head.data[r * head.stride + c] = stored<T>(strip.at[i][w]);
     }
   }
 }
@@ -139,13 +140,14 @@ struct Work {
 };
 
 template <int kWide, class T>
-__global__ void __launch_bounds__(kThreads)
-    forward(Heads shape, T scale, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<T> out, T* lse) {
+__global__ void __launch_bounds__(kThreads) forward(Heads shape, Compute<T> scale, Rows<const T> q, Rows<const T> k,
+                                                    Rows<const T> v, Rows<T> out, Compute<T>* lse) {
+  using C = Compute<T>;
   const int head_dim = static_cast<int>(shape.head_dim), pitch = pitch_of(head_dim);
-  T* const queries = dynamic_shared<T>();
-  T* const keys = queries + kTile * pitch;
-  T* const values = keys + kTile * pitch;
-  T* const p = values + kTile * pitch;
+  C* const queries = dynamic_shared<C>();
+  C* const keys = queries + kTile * pitch;
+  C* const values = keys + kTile * pitch;
+  C* const p = values + kTile * pitch;
   const Work work(shape, gridDim.x - 1 - blockIdx.x);  // the longest walks first
   const Place place;
   const std::int64_t column = work.head * head_dim, earlier = shape.kv_seq - shape.q_seq;
@@ -153,10 +155,10 @@ __global__ void __launch_bounds__(kThreads)
   const auto value_head = head_of(v, work.sequence * shape.kv_stride, column);
   load_tile(head_of(q, work.sequence * shape.q_seq, column), work.first, shape.q_seq, head_dim, queries);
 
-  Strip<T, kWide> sum{};
-  T most[kRows], total[kRows];
+  Strip<C, kWide> sum{};
+  C most[kRows], total[kRows];
   for (int i = 0; i < kRows; ++i) {
-    most[i] = -std::numeric_limits<T>::infinity();
+    most[i] = -std::numeric_limits<C>::infinity();
     total[i] = 0;
   }
   const std::int64_t end = min(shape.kv_seq, earlier + work.first + kTile);  // keys that some row sees
@@ -165,18 +167,18 @@ __global__ void __launch_bounds__(kThreads)
     load_tile(key_head, first, shape.kv_seq, head_dim, keys);
     load_tile(value_head, first, shape.kv_seq, head_dim, values);
     __syncthreads();
-    Square<T> s = times_transposed(queries, keys, head_dim);
+    Square<C> s = times_transposed(queries, keys, head_dim);
     for (int i = 0; i < kRows; ++i) {
       const std::int64_t last = earlier + work.first + place.row(i);  // the last key that the row sees
-      T here = -std::numeric_limits<T>::infinity();
+      C here = -std::numeric_limits<C>::infinity();
       for (int j = 0; j < kColumns; ++j) {
-        T& score = s.at[i][j];
-        score = first + place.column(j) <= last ? score * scale : -std::numeric_limits<T>::infinity();
+        C& score = s.at[i][j];
+        score = first + place.column(j) <= last ? score * scale : -std::numeric_limits<C>::infinity();
         here = Largest()(here, score);
       }
-      const T now = Largest()(most[i], over_row_threads<Largest>(here));
-      const T shrink = exp(most[i] - now);  // 0 at the first tile
-      T added = 0;
+      const C now = Largest()(most[i], over_row_threads<Largest>(here));
+      const C shrink = exp(most[i] - now);  // 0 at the first tile
+      C added = 0;
       for (int j = 0; j < kColumns; ++j) {
         s.at[i][j] = exp(s.at[i][j] - now);
         added += s.at[i][j];
@@ -190,7 +192,7 @@ __global__ void __launch_bounds__(kThreads)
     add_product<kWide>(p, pitch_of(kTile), 1, values, head_dim, sum);
   }
   for (int i = 0; i < kRows; ++i) {
-    const T factor = T(1) / total[i];
+    const C factor = C(1) / total[i];
     for (int w = 0; w < kWide; ++w) sum.at[i][w] *= factor;
     const std::int64_t r = work.first + place.row(i);
     if (lse != nullptr && place.x == 0 && r < shape.q_seq) {
@@ -203,13 +205,13 @@ __global__ void __launch_bounds__(kThreads)
 /// dots[row, head] = sum_c dout out = sum_j P_j dP_j. One warp a row and head.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    row_dots(Heads shape, std::int64_t count, Rows<const T> out, Rows<const T> dout, T* dots) {
+    row_dots(Heads shape, std::int64_t count, Rows<const T> out, Rows<const T> dout, Compute<T>* dots) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (i >= count) return;
   const std::int64_t row = i / shape.heads, column = i % shape.heads * shape.head_dim;
-  T sum = 0;
+  Compute<T> sum = 0;
   for (std::int64_t c = threadIdx.x % kWarp; c < shape.head_dim; c += kWarp) {
-    sum += out.row(row)[column + c] * dout.row(row)[column + c];
+    sum += computed(out.row(row)[column + c]) * computed(dout.row(row)[column + c]);
   }
   sum = over_warp<Sum>(sum);
   if (threadIdx.x % kWarp == 0) dots[i] = sum;
@@ -251,30 +253,31 @@ __device__ void load_numbers(const Heads& shape, const Work& work, std::int64_t 
 
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads)
-    key_gradients(Heads shape, T scale, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> dout,
-                  const T* lse, const T* dots, Rows<T> dk, Rows<T> dv) {
+    key_gradients(Heads shape, Compute<T> scale, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> dout,
+                  const Compute<T>* lse, const Compute<T>* dots, Rows<T> dk, Rows<T> dv) {
+  using C = Compute<T>;
   const int head_dim = static_cast<int>(shape.head_dim), pitch = pitch_of(head_dim);
-  T* const keys = dynamic_shared<T>();
-  T* const values = keys + kTile * pitch;
-  T* const queries = values + kTile * pitch;
-  T* const gradients = queries + kTile * pitch;
-  T* const p = gradients + kTile * pitch;
-  T* const ds = p + kTile * pitch_of(kTile);
-  T* const lse_tile = ds + kTile * pitch_of(kTile);
-  T* const dot_tile = lse_tile + kTile;
+  C* const keys = dynamic_shared<C>();
+  C* const values = keys + kTile * pitch;
+  C* const queries = values + kTile * pitch;
+  C* const gradients = queries + kTile * pitch;
+  C* const p = gradients + kTile * pitch;
+  C* const ds = p + kTile * pitch_of(kTile);
+  C* const lse_tile = ds + kTile * pitch_of(kTile);
+  C* const dot_tile = lse_tile + kTile;
   const Work work(shape, blockIdx.x);
   const std::int64_t column = work.head * head_dim, seq = shape.kv_seq;
   const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * seq;
   load_tile(head_of(k, key_row, column), work.first, seq, head_dim, keys);
   load_tile(head_of(v, key_row, column), work.first, seq, head_dim, values);
-  Strip<T, kWide> key_sum{}, value_sum{};
+  Strip<C, kWide> key_sum{}, value_sum{};
   for (std::int64_t first = work.first; first < seq; first += kTile) {  // the queries that see a key of the tile
     __syncthreads();
     load_tile(head_of(q, query_row, column), first, seq, head_dim, queries);
     load_tile(head_of(dout, query_row, column), first, seq, head_dim, gradients);
     load_numbers(shape, work, first, lse, dots, lse_tile, dot_tile);
     __syncthreads();
-    const Gradients<T> g =
+    const Gradients<C> g =
         score_gradients(queries, keys, values, gradients, first, work.first, seq, head_dim, scale, lse_tile, dot_tile);
     share(g.p, p);
     share(g.ds, ds);
@@ -288,29 +291,30 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads)
-    query_gradients(Heads shape, T scale, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> dout,
-                    const T* lse, const T* dots, Rows<T> dq) {
+    query_gradients(Heads shape, Compute<T> scale, Rows<const T> q, Rows<const T> k, Rows<const T> v,
+                    Rows<const T> dout, const Compute<T>* lse, const Compute<T>* dots, Rows<T> dq) {
+  using C = Compute<T>;
   const int head_dim = static_cast<int>(shape.head_dim), pitch = pitch_of(head_dim);
-  T* const queries = dynamic_shared<T>();
-  T* const gradients = queries + kTile * pitch;
-  T* const keys = gradients + kTile * pitch;
-  T* const values = keys + kTile * pitch;
-  T* const ds = values + kTile * pitch;
-  T* const lse_tile = ds + kTile * pitch_of(kTile);
-  T* const dot_tile = lse_tile + kTile;
+  C* const queries = dynamic_shared<C>();
+  C* const gradients = queries + kTile * pitch;
+  C* const keys = gradients + kTile * pitch;
+  C* const values = keys + kTile * pitch;
+  C* const ds = values + kTile * pitch;
+  C* const lse_tile = ds + kTile * pitch_of(kTile);
+  C* const dot_tile = lse_tile + kTile;
   const Work work(shape, gridDim.x - 1 - blockIdx.x);
   const std::int64_t column = work.head * head_dim, seq = shape.kv_seq;
   const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * seq;
   load_tile(head_of(q, query_row, column), work.first, seq, head_dim, queries);
   load_tile(head_of(dout, query_row, column), work.first, seq, head_dim, gradients);
   load_numbers(shape, work, work.first, lse, dots, lse_tile, dot_tile);
-  Strip<T, kWide> sum{};
+  Strip<C, kWide> sum{};
   for (std::int64_t first = 0; first <= work.first; first += kTile) {
     __syncthreads();
     load_tile(head_of(k, key_row, column), first, seq, head_dim, keys);
     load_tile(head_of(v, key_row, column), first, seq, head_dim, values);
     __syncthreads();
-    const Gradients<T> g =
+    const Gradients<C> g =
         score_gradients(queries, keys, values, gradients, work.first, first, seq, head_dim, scale, lse_tile, dot_tile);
     share(g.ds, ds);
     __syncwarp();  // a row of ds is written and read by one warp
@@ -346,39 +350,41 @@ T score_scale(const Heads& shape) {
 
 template <class T>
 void causal_attention_forward(const Stream& stream, const Heads& shape, Rows<const T> q, Rows<const T> k,
-                              Rows<const T> v, Rows<T> out, T* lse) {
+                              Rows<const T> v, Rows<T> out, Compute<T>* lse) {
   if (shape.batch == 0) return;
   with_width(shape.head_dim, [&](auto wide) {
-    launch(stream, grid_of(shape, shape.q_seq), kThreads, shared_bytes<T>(shape.head_dim, 3, 1),
-           forward<decltype(wide)::value, T>, shape, score_scale<T>(shape), q, k, v, out, lse);
+    launch(stream, grid_of(shape, shape.q_seq), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 3, 1),
+           forward<decltype(wide)::value, T>, shape, score_scale<Compute<T>>(shape), q, k, v, out, lse);
   });
 }
 
 template <class T>
 void causal_attention_backward(const Stream& stream, const Heads& shape, Rows<const T> q, Rows<const T> k,
-                               Rows<const T> v, Rows<const T> out, const T* lse, Rows<const T> dout, Rows<T> dq,
-                               Rows<T> dk, Rows<T> dv, T* dots) {
+                               Rows<const T> v, Rows<const T> out, const Compute<T>* lse, Rows<const T> dout,
+                               Rows<T> dq, Rows<T> dk, Rows<T> dv, Compute<T>* dots) {
   if (shape.batch == 0) return;
-  const T scale = score_scale<T>(shape);
+  const Compute<T> scale = score_scale<Compute<T>>(shape);
   const std::int64_t count = out.rows * shape.heads;
   launch(stream, blocks_for(count, kThreads / kWarp, std::int64_t{1} << 31), kThreads, 0, row_dots<T>, shape, count,
          out, dout, dots);
   with_width(shape.head_dim, [&](auto wide) {
     constexpr int kWide = decltype(wide)::value;
-    launch(stream, grid_of(shape, shape.kv_seq), kThreads, shared_bytes<T>(shape.head_dim, 4, 2),
+    launch(stream, grid_of(shape, shape.kv_seq), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 4, 2),
            key_gradients<kWide, T>, shape, scale, q, k, v, dout, lse, dots, dk, dv);
-    launch(stream, grid_of(shape, shape.q_seq), kThreads, shared_bytes<T>(shape.head_dim, 4, 1),
+    launch(stream, grid_of(shape, shape.q_seq), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 4, 1),
            query_gradients<kWide, T>, shape, scale, q, k, v, dout, lse, dots, dq);
   });
 }
 
 #define TFORGE_INSTANTIATE(T)                                                                                          \
   template void causal_attention_forward<T>(const Stream&, const Heads&, Rows<const T>, Rows<const T>, Rows<const T>,  \
-                                            Rows<T>, T*);                                                              \
+                                            Rows<T>, Compute<T>*);                                                     \
   template void causal_attention_backward<T>(const Stream&, const Heads&, Rows<const T>, Rows<const T>, Rows<const T>, \
-                                             Rows<const T>, const T*, Rows<const T>, Rows<T>, Rows<T>, Rows<T>, T*)
+                                             Rows<const T>, const Compute<T>*, Rows<const T>, Rows<T>, Rows<T>,        \
+                                             Rows<T>, Compute<T>*)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

@@ -2,6 +2,7 @@
 // CUDA kernels behind kernels/attention.h; operands are already checked.
 #include <cstdint>
 
+#include "core/bf16.h"
 #include "core/device.h"
 #include "kernels/cuda/rows.h"
 
@@ -18,11 +19,11 @@ struct Heads {
 /// lse may be null.
 template <class T>
 void causal_attention_forward(const Stream& stream, const Heads& shape, Rows<const T> q, Rows<const T> k,
-                              Rows<const T> v, Rows<T> out, T* lse);
+                              Rows<const T> v, Rows<T> out, Compute<T>* lse);
 /// dots: [batch * q_seq, heads], scratch.
 template <class T>
 void causal_attention_backward(const Stream& stream, const Heads& shape, Rows<const T> q, Rows<const T> k,
-                               Rows<const T> v, Rows<const T> out, const T* lse, Rows<const T> dout, Rows<T> dq,
-                               Rows<T> dk, Rows<T> dv, T* dots);
+                               Rows<const T> v, Rows<const T> out, const Compute<T>* lse, Rows<const T> dout,
+                               Rows<T> dq, Rows<T> dk, Rows<T> dv, Compute<T>* dots);
 
 }  // namespace tforge::kernels::cuda

@@ -25,17 +25,6 @@ struct LargestOrNaN {
     return a < b || b != b ? b : a;
   }
 };
-/// To nearest, ties to even; NaN stays NaN: the bits of core/dtype.h.
-struct ToBf16 {
-  __device__ std::uint16_t operator()(float x) const {
-    const unsigned u = __float_as_uint(x);
-    if ((u & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((u >> 16) | 0x40U);
-    return static_cast<std::uint16_t>((u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
-  }
-};
-struct FromBf16 {
-  __device__ float operator()(std::uint16_t bits) const { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
-};
 
 constexpr int kThreads = 256;
 
@@ -66,17 +55,21 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(Rows<T> y, T value) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_row_kernel(const T* row, Rows<T> y) {
+__global__ void __launch_bounds__(kThreads) add_row_kernel(const Compute<T>* row, Rows<T> y) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= y.columns) return;
-  for (std::int64_t r = blockIdx.y; r < y.rows; r += gridDim.y) y.row(r)[c] += row[c];
+  for (std::int64_t r = blockIdx.y; r < y.rows; r += gridDim.y) {
+    y.row(r)[c] = stored<T>(computed(y.row(r)[c]) + row[c]);
+  }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileColumns* kTileRows) column_sums_kernel(Rows<const T> x, GradMode mode, T* y) {
-  T sum[1];
+__global__ void __launch_bounds__(kTileColumns* kTileRows)
+    column_sums_kernel(Rows<const T> x, GradMode mode, Compute<T>* y) {
+  Compute<T> sum[1];
   const std::int64_t column = down_columns(
-      x.rows, x.columns, [&](std::int64_t t, std::int64_t c, T(&s)[1]) { s[0] += x.row(t)[c]; }, sum);
+      x.rows, x.columns, [&](std::int64_t t, std::int64_t c, Compute<T>(&s)[1]) { s[0] += computed(x.row(t)[c]); },
+      sum);
   if (column >= 0) write(mode, sum[0], y + column);
 }
 
@@ -117,18 +110,18 @@ void max_in_order(const Stream& stream, const Parts<T>& parts, T* y, std::int64_
   fold_in_order(stream, parts, LargestOrNaN(), y, count);
 }
 template <class T>
-void scale(const Stream& stream, T alpha, Rows<const T> x, Rows<T> y) {
-  map(stream, Times<T>{alpha}, y, x);
+void scale(const Stream& stream, Compute<T> alpha, Rows<const T> x, Rows<T> y) {
+  map(stream, Times<Compute<T>>{alpha}, y, x);
 }
 template <class T>
-void add_row(const Stream& stream, const T* row, Rows<T> y) {
+void add_row(const Stream& stream, const Compute<T>* row, Rows<T> y) {
   constexpr std::int64_t kMostRows = 65535;  // of a grid
   if (y.elements() == 0) return;
   launch(stream, dim3(blocks_for(y.columns, kThreads), blocks_for(y.rows, 1, kMostRows)), kThreads, 0,
          add_row_kernel<T>, row, y);
 }
 template <class T>
-void column_sums(const Stream& stream, Rows<const T> x, GradMode mode, T* y) {
+void column_sums(const Stream& stream, Rows<const T> x, GradMode mode, Compute<T>* y) {
   if (x.columns == 0) return;
   launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, column_sums_kernel<T>, x, mode, y);
 }
@@ -136,18 +129,24 @@ template <class T>
 void sum_to(const Stream& stream, const T* x, std::int64_t count, GradMode mode, T* sum) {
   launch(stream, 1, kThreads, 0, add_up<T>, x, count, mode, sum);
 }
-void to_bf16(const Stream& stream, Rows<const float> x, Rows<std::uint16_t> y) { map(stream, ToBf16(), y, x); }
-void from_bf16(const Stream& stream, Rows<const std::uint16_t> x, Rows<float> y) { map(stream, FromBf16(), y, x); }
+void to_bf16(const Stream& stream, Rows<const float> x, Rows<bf16> y) { map(stream, Same(), y, x); }
+void from_bf16(const Stream& stream, Rows<const bf16> x, Rows<float> y) { map(stream, Same(), y, x); }
+
+#define TFORGE_INSTANTIATE(T)                                                 \
+  template void add_to<T>(const Stream&, Rows<const T>, GradMode, Rows<T>);   \
+  template void add<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<T>); \
+  template void scale<T>(const Stream&, Compute<T>, Rows<const T>, Rows<T>);  \
+  template void add_row<T>(const Stream&, const Compute<T>*, Rows<T>);        \
+  template void column_sums<T>(const Stream&, Rows<const T>, GradMode, Compute<T>*)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
+#undef TFORGE_INSTANTIATE
 
 #define TFORGE_INSTANTIATE(T)                                                      \
   template void fill<T>(const Stream&, Rows<T>, T);                                \
-  template void add_to<T>(const Stream&, Rows<const T>, GradMode, Rows<T>);        \
-  template void add<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<T>);      \
   template void add_in_order<T>(const Stream&, const Parts<T>&, T*, std::int64_t); \
   template void max_in_order<T>(const Stream&, const Parts<T>&, T*, std::int64_t); \
-  template void scale<T>(const Stream&, T, Rows<const T>, Rows<T>);                \
-  template void add_row<T>(const Stream&, const T*, Rows<T>);                      \
-  template void column_sums<T>(const Stream&, Rows<const T>, GradMode, T*);        \
   template void sum_to<T>(const Stream&, const T*, std::int64_t, GradMode, T*)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

@@ -2,6 +2,7 @@
 // CUDA kernels behind kernels/elementwise.h; operands are already checked.
 #include <cstdint>
 
+#include "core/bf16.h"
 #include "core/device.h"
 #include "kernels/cuda/rows.h"
 
@@ -26,16 +27,15 @@ void add_in_order(const Stream& stream, const Parts<T>& parts, T* y, std::int64_
 template <class T>
 void max_in_order(const Stream& stream, const Parts<T>& parts, T* y, std::int64_t count);
 template <class T>
-void scale(const Stream& stream, T alpha, Rows<const T> x, Rows<T> y);
+void scale(const Stream& stream, Compute<T> alpha, Rows<const T> x, Rows<T> y);
 /// row: y.columns numbers
 template <class T>
-void add_row(const Stream& stream, const T* row, Rows<T> y);
+void add_row(const Stream& stream, const Compute<T>* row, Rows<T> y);
 template <class T>
-void column_sums(const Stream& stream, Rows<const T> x, GradMode mode, T* y);
+void column_sums(const Stream& stream, Rows<const T> x, GradMode mode, Compute<T>* y);
 template <class T>
 void sum_to(const Stream& stream, const T* x, std::int64_t count, GradMode mode, T* sum);
-/// bf16 as its bits.
-void to_bf16(const Stream& stream, Rows<const float> x, Rows<std::uint16_t> y);
-void from_bf16(const Stream& stream, Rows<const std::uint16_t> x, Rows<float> y);
+void to_bf16(const Stream& stream, Rows<const float> x, Rows<bf16> y);
+void from_bf16(const Stream& stream, Rows<const bf16> x, Rows<float> y);
 
 }  // namespace tforge::kernels::cuda

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const std::int64_t row = tokens[t] - first_row;
   const bool held = row >= 0 && row < table.rows;
   for (std::int64_t c = threadIdx.x * kCount; c < y.columns; c += kRowThreads * kCount) {
-    Pack<T, kCount> pack{};
+    Pack<Compute<T>, kCount> pack{};
     if (held) pack = load<kCount>(table.row(row) + c);
     store<kCount>(y.row(t) + c, pack);
   }
@@ -30,17 +30,18 @@ __global__ void __launch_bounds__(kSortThreads)
 /// One block a table row, one thread a few columns: added in order of the positions.
 template <int kCount, class T>
 __global__ void __launch_bounds__(kRowThreads)
-    add_rows(Rows<const T> dy, const std::int32_t* end, const std::int32_t* order, GradMode mode, Rows<T> dtable) {
+    add_rows(Rows<const T> dy, const std::int32_t* end, const std::int32_t* order, GradMode mode,
+             Rows<Compute<T>> dtable) {
   const std::int64_t row = blockIdx.x;
   const std::int32_t first = row == 0 ? 0 : end[row - 1], last = end[row];
   if (first == last && mode == GradMode::accumulate) return;
   for (std::int64_t c = threadIdx.x * kCount; c < dtable.columns; c += kRowThreads * kCount) {
-    Pack<T, kCount> sum{};
+    Pack<Compute<T>, kCount> sum{};
     std::int32_t next = first;
     if (mode == GradMode::accumulate) sum = load<kCount>(dtable.row(row) + c);
     else if (first < last) sum = load<kCount>(dy.row(order[next++]) + c);
     for (; next < last; ++next) {
-      const Pack<T, kCount> more = load<kCount>(dy.row(order[next]) + c);
+      const Pack<Compute<T>, kCount> more = load<kCount>(dy.row(order[next]) + c);
       for (int k = 0; k < kCount; ++k) sum.element[k] += more.element[k];
     }
     store<kCount>(dtable.row(row) + c, sum);
@@ -61,8 +62,8 @@ void embedding_forward(const Stream& stream, const std::int32_t* tokens, Rows<co
 
 template <class T>
 void embedding_backward(const Stream& stream, const std::int32_t* tokens, Rows<const T> dy, std::int64_t first_row,
-                        GradMode mode, Rows<T> dtable, std::int32_t* workspace) {
-  constexpr int kCount = kWhole<T>;
+                        GradMode mode, Rows<Compute<T>> dtable, std::int32_t* workspace) {
+  constexpr int kCount = kWhole<Compute<T>>;
   if (dtable.elements() == 0) return;
   std::int32_t* const order = workspace + dtable.rows;
   launch(stream, 1, kSortThreads, 0, sort_tokens, tokens, dy.rows, first_row, dtable.rows, workspace, order);
@@ -74,9 +75,10 @@ void embedding_backward(const Stream& stream, const std::int32_t* tokens, Rows<c
 #define TFORGE_INSTANTIATE(T)                                                                                    \
   template void embedding_forward<T>(const Stream&, const std::int32_t*, Rows<const T>, std::int64_t, Rows<T>);  \
   template void embedding_backward<T>(const Stream&, const std::int32_t*, Rows<const T>, std::int64_t, GradMode, \
-                                      Rows<T>, std::int32_t*)
+                                      Rows<Compute<T>>, std::int32_t*)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

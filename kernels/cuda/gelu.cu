@@ -42,6 +42,7 @@ void gelu_backward(const Stream& stream, Rows<const T> x, Rows<const T> dy, Grad
   template void gelu_backward<T>(const Stream&, Rows<const T>, Rows<const T>, GradMode, Rows<T>)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "core/cuda/runtime.h"
@@ -45,9 +46,17 @@ using Description = Owned<cublasLtMatmulDesc_t, &CublasLt::cublasLtMatmulDescDes
 using Layout = Owned<cublasLtMatrixLayout_t, &CublasLt::cublasLtMatrixLayoutDestroy>;
 using Preference = Owned<cublasLtMatmulPreference_t, &CublasLt::cublasLtMatmulPreferenceDestroy>;
 
+template <class T>
+constexpr cudaDataType_t kType = CUDA_R_32F;
+template <>
+constexpr cudaDataType_t kType<double> = CUDA_R_64F;
+template <>
+constexpr cudaDataType_t kType<bf16> = CUDA_R_16BF;
+
 /// A row-major matrix is a column-major one of the transposed matrix.
 template <class T>
-Layout layout_of(cudaDataType_t type, const Rows<T>& m) {
+Layout layout_of(const Rows<T>& m) {
+  constexpr cudaDataType_t type = kType<std::remove_const_t<T>>;
   Layout layout;
   const std::int64_t pitch = std::max<std::int64_t>({m.rows > 1 ? m.stride : 0, m.columns, 1});
   check(cublas_lt().cublasLtMatrixLayoutCreate(layout.place(), type, static_cast<std::uint64_t>(m.columns),
@@ -62,7 +71,8 @@ std::uint32_t alignment_of(const void* data) {
 }
 
 /// All that the choice of an algorithm depends on.
-using Key = std::tuple<cudaDataType_t, Op, Op, std::array<std::int64_t, 9>, std::array<std::uint32_t, 3>>;
+using Key =
+    std::tuple<cudaDataType_t, cudaDataType_t, Op, Op, std::array<std::int64_t, 9>, std::array<std::uint32_t, 3>>;
 
 /// A product made ready: the descriptions of its operands, and the algorithm.
 struct Plan {
@@ -78,26 +88,36 @@ class CublasLtProducts final : public MatrixProducts {
   }
   void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const float> a, Rows<const float> b,
            GradMode mode, Rows<float> c) override {
-    product(stream, CUDA_R_32F, CUBLAS_COMPUTE_32F, a_op, b_op, static_cast<float>(alpha), a, b, mode, c);
+    product(stream, a_op, b_op, alpha, a, b, mode, c);
   }
   void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const double> a, Rows<const double> b,
            GradMode mode, Rows<double> c) override {
-    product(stream, CUDA_R_64F, CUBLAS_COMPUTE_64F, a_op, b_op, alpha, a, b, mode, c);
+    product(stream, a_op, b_op, alpha, a, b, mode, c);
+  }
+  void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const bf16> a, Rows<const bf16> b, GradMode mode,
+           Rows<bf16> c) override {
+    product(stream, a_op, b_op, alpha, a, b, mode, c);
+  }
+  void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const bf16> a, Rows<const bf16> b, GradMode mode,
+           Rows<float> c) override {
+    product(stream, a_op, b_op, alpha, a, b, mode, c);
   }
 
  private:
-  template <class T>
-  void product(const Stream& stream, cudaDataType_t type, cublasComputeType_t compute, Op a_op, Op b_op, T alpha,
-               const Rows<const T>& a, const Rows<const T>& b, GradMode mode, const Rows<T>& c) {
-    const Key key{type,
+  template <class T, class Out>
+  void product(const Stream& stream, Op a_op, Op b_op, double alpha_, const Rows<const T>& a, const Rows<const T>& b,
+               GradMode mode, const Rows<Out>& c) {
+    using Scale = Compute<T>;
+    const Key key{kType<T>,
+                  kType<Out>,
                   a_op,
                   b_op,
                   {a.rows, a.columns, a.stride, b.rows, b.columns, b.stride, c.rows, c.columns, c.stride},
                   {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data)}};
     auto found = plans_.find(key);
-    if (found == plans_.end()) found = plans_.emplace(key, make_plan(type, compute, a_op, b_op, a, b, c)).first;
+    if (found == plans_.end()) found = plans_.emplace(key, make_plan(a_op, b_op, a, b, c)).first;
     const Plan& plan = found->second;
-    const T beta = mode == GradMode::accumulate ? T(1) : T(0);
+    const auto alpha = static_cast<Scale>(alpha_), beta = mode == GradMode::accumulate ? Scale(1) : Scale(0);
     // Column-major: C^T = op(B)^T op(A)^T.
     check(cublas_lt().cublasLtMatmul(library_, plan.description, &alpha, b.data, plan.b, a.data, plan.a, &beta, c.data,
                                      plan.c, c.data, plan.c, &plan.algorithm, workspace_, workspace_bytes_,
@@ -105,11 +125,12 @@ class CublasLtProducts final : public MatrixProducts {
           "cublasLtMatmul");
   }
 
-  template <class T>
-  Plan make_plan(cudaDataType_t type, cublasComputeType_t compute, Op a_op, Op b_op, const Rows<const T>& a,
-                 const Rows<const T>& b, const Rows<T>& c) {
+  template <class T, class Out>
+  Plan make_plan(Op a_op, Op b_op, const Rows<const T>& a, const Rows<const T>& b, const Rows<Out>& c) {
+    constexpr cublasComputeType_t kSums = std::is_same_v<T, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
     Plan plan;
-    check(cublas_lt().cublasLtMatmulDescCreate(plan.description.place(), compute, type), "cublasLtMatmulDescCreate");
+    check(cublas_lt().cublasLtMatmulDescCreate(plan.description.place(), kSums, kType<Compute<T>>),
+          "cublasLtMatmulDescCreate");
     const auto set_op = [&](cublasLtMatmulDescAttributes_t which, Op op) {
       const cublasOperation_t value = op == Op::transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
       check(cublas_lt().cublasLtMatmulDescSetAttribute(plan.description, which, &value, sizeof(value)),
@@ -117,9 +138,9 @@ class CublasLtProducts final : public MatrixProducts {
     };
     set_op(CUBLASLT_MATMUL_DESC_TRANSA, b_op);
     set_op(CUBLASLT_MATMUL_DESC_TRANSB, a_op);
-    plan.a = layout_of(type, a);
-    plan.b = layout_of(type, b);
-    plan.c = layout_of(type, c);
+    plan.a = layout_of(a);
+    plan.b = layout_of(b);
+    plan.c = layout_of(c);
 
     Preference preference;
     check(cublas_lt().cublasLtMatmulPreferenceCreate(preference.place()), "cublasLtMatmulPreferenceCreate");
@@ -158,22 +179,29 @@ std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t works
 }
 
 template <class T>
-void gemm(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const T> a, Rows<const T> b, GradMode mode,
-          Rows<T> c) {
+void gemm(const Stream& stream, Op a_op, Op b_op, double alpha, ConstTensorView a, ConstTensorView b, GradMode mode,
+          TensorView c) {
   if (c.elements() == 0) return;
-  if ((a_op == Op::transposed ? a.rows : a.columns) == 0) {
+  if ((a_op == Op::transposed ? a.rows() : a.columns()) == 0) {
     if (mode == GradMode::overwrite) {
-      tforge::cuda::zero(stream, c.data, static_cast<std::size_t>(c.stride) * sizeof(T),
-                         static_cast<std::size_t>(c.columns) * sizeof(T), static_cast<std::size_t>(c.rows));
+      const std::size_t element = size_of(c.dtype);
+      tforge::cuda::zero(stream, c.data, static_cast<std::size_t>(c.row_stride) * element,
+                         static_cast<std::size_t>(c.columns()) * element, static_cast<std::size_t>(c.rows()));
     }
     return;
   }
   if (stream.libraries() == nullptr) throw InternalError("a product on a CUDA stream without DeviceLibraries");
-  stream.libraries()->products().run(stream, a_op, b_op, alpha, a, b, mode, c);
+  MatrixProducts& products = stream.libraries()->products();
+  const Rows<const T> left(a), right(b);
+  if (c.dtype == dtype_of<T>::value) products.run(stream, a_op, b_op, alpha, left, right, mode, Rows<T>(c));
+  else products.run(stream, a_op, b_op, alpha, left, right, mode, Rows<Compute<T>>(c));
 }
 
-template void gemm<float>(const Stream&, Op, Op, double, Rows<const float>, Rows<const float>, GradMode, Rows<float>);
-template void gemm<double>(const Stream&, Op, Op, double, Rows<const double>, Rows<const double>, GradMode,
-                           Rows<double>);
+#define TFORGE_INSTANTIATE(T) \
+  template void gemm<T>(const Stream&, Op, Op, double, ConstTensorView, ConstTensorView, GradMode, TensorView)
+TFORGE_INSTANTIATE(float);
+TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
+#undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

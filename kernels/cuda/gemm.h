@@ -3,7 +3,9 @@
 #include <cstddef>
 #include <memory>
 
+#include "core/bf16.h"
 #include "core/device.h"
+#include "core/tensor.h"
 #include "kernels/cuda/rows.h"
 
 namespace tforge::kernels::cuda {
@@ -19,14 +21,20 @@ class MatrixProducts {
                    GradMode mode, Rows<float> c) = 0;
   virtual void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const double> a, Rows<const double> b,
                    GradMode mode, Rows<double> c) = 0;
+  /// Of bf16 the sums are f32, rounded once at their end.
+  virtual void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const bf16> a, Rows<const bf16> b,
+                   GradMode mode, Rows<bf16> c) = 0;
+  virtual void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const bf16> a, Rows<const bf16> b,
+                   GradMode mode, Rows<float> c) = 0;
 };
 
 /// `workspace` outlives it. Throws DeviceError.
 std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes);
 
-/// With the products of the stream's libraries. Throws InternalError when it has none.
+/// The same of views, with the products of the stream's libraries. A and B are stored as T, C as T or Compute<T>.
+/// Throws InternalError when the stream has no libraries.
 template <class T>
-void gemm(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const T> a, Rows<const T> b, GradMode mode,
-          Rows<T> c);
+void gemm(const Stream& stream, Op a_op, Op b_op, double alpha, ConstTensorView a, ConstTensorView b, GradMode mode,
+          TensorView c);
 
 }  // namespace tforge::kernels::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/bf16.h"
 #include "core/cuda/runtime.h"
 #include "core/device.h"
 
@@ -50,18 +51,49 @@ inline unsigned blocks_for(std::int64_t count, std::int64_t per_block, std::int6
   return static_cast<unsigned>(blocks < most ? blocks : most);
 }
 
+/// What is computed with, of a stored number, and back. The bits of core/bf16.h.
+__device__ inline float computed(float x) { return x; }
+__device__ inline double computed(double x) { return x; }
+__device__ inline float computed(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+template <class T>
+__device__ T stored(Compute<T> x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    const unsigned u = __float_as_uint(x);
+    T y;
+    y.bits = static_cast<std::uint16_t>((u & 0x7fffffffU) > 0x7f800000U ? (u >> 16) | 0x40U
+                                                                        : (u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
+    return y;
+  } else {
+    return x;
+  }
+}
+
 /// kCount neighbours, loaded and stored at once: 16 bytes where the operands allow it, else one element.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T element[kCount];
 };
 template <int kCount, class T>
-__device__ Pack<std::remove_const_t<T>, kCount> load(T* from) {
-  return *reinterpret_cast<const Pack<std::remove_const_t<T>, kCount>*>(from);
+__device__ Pack<Compute<T>, kCount> load(T* from) {
+  using Stored = Pack<std::remove_const_t<T>, kCount>;
+  const Stored pack = *reinterpret_cast<const Stored*>(from);
+  if constexpr (std::is_same_v<Stored, Pack<Compute<T>, kCount>>) {
+    return pack;
+  } else {
+    Pack<Compute<T>, kCount> wide;
+    for (int k = 0; k < kCount; ++k) wide.element[k] = computed(pack.element[k]);
+    return wide;
+  }
 }
 template <int kCount, class T>
-__device__ void store(T* to, const Pack<T, kCount>& pack) {
-  *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+__device__ void store(T* to, const Pack<Compute<T>, kCount>& pack) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+  } else {
+    Pack<T, kCount> narrow;
+    for (int k = 0; k < kCount; ++k) narrow.element[k] = stored<T>(pack.element[k]);
+    *reinterpret_cast<Pack<T, kCount>*>(to) = narrow;
+  }
 }
 
 /// Elements of 16 bytes.

@@ -10,22 +10,23 @@ constexpr int kThreads = 128;  // a block has one row
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
-    forward(Rows<const T> x, const T* weight, const T* bias, double eps, Rows<T> y, Rows<T> mean, Rows<T> rstd) {
+    forward(Rows<const T> x, const Compute<T>* weight, const Compute<T>* bias, double eps, Rows<T> y,
+            Rows<Compute<T>> mean, Rows<Compute<T>> rstd) {
   const std::int64_t t = blockIdx.x;
   const T* const in = x.row(t);
-  T sum = 0;
+  Compute<T> sum = 0;
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto pack = load<kCount>(in + c);
     for (int k = 0; k < kCount; ++k) sum += pack.element[k];
   });
-  const T mu = over_block<Sum, kThreads>(sum) / static_cast<T>(x.columns);
-  T squares = 0;
+  const Compute<T> mu = over_block<Sum, kThreads>(sum) / static_cast<Compute<T>>(x.columns);
+  Compute<T> squares = 0;
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto pack = load<kCount>(in + c);
     for (int k = 0; k < kCount; ++k) squares += (pack.element[k] - mu) * (pack.element[k] - mu);
   });
   const double variance = static_cast<double>(over_block<Sum, kThreads>(squares)) / static_cast<double>(x.columns);
-  const T r = static_cast<T>(1 / sqrt(variance + eps));
+  const Compute<T> r = static_cast<Compute<T>>(1 / sqrt(variance + eps));
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     auto pack = load<kCount>(in + c);
     for (int k = 0; k < kCount; ++k) {
@@ -42,15 +43,15 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kTileColumns* kTileRows)
-    parameter_gradients(Rows<const T> x, Rows<const T> mean, Rows<const T> rstd, Rows<const T> dy, GradMode mode,
-                        T* dweight, T* dbias) {
-  T sums[2];
+    parameter_gradients(Rows<const T> x, Rows<const Compute<T>> mean, Rows<const Compute<T>> rstd, Rows<const T> dy,
+                        GradMode mode, Compute<T>* dweight, Compute<T>* dbias) {
+  Compute<T> sums[2];
   const std::int64_t column = down_columns(
       x.rows, x.columns,
-      [&](std::int64_t t, std::int64_t c, T(&s)[2]) {
-        const T mu = mean ? *mean.row(t) : T(0), r = mean ? *rstd.row(t) : T(1);
-        const T g = dy.row(t)[c];
-        s[0] += g * ((x.row(t)[c] - mu) * r);
+      [&](std::int64_t t, std::int64_t c, Compute<T>(&s)[2]) {
+        const Compute<T> mu = mean ? *mean.row(t) : Compute<T>(0), r = mean ? *rstd.row(t) : Compute<T>(1);
+        const Compute<T> g = computed(dy.row(t)[c]);
+        s[0] += g * ((computed(x.row(t)[c]) - mu) * r);
         s[1] += g;
       },
       sums);
@@ -61,30 +62,30 @@ __global__ void __launch_bounds__(kTileColumns* kTileRows)
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
-    input_gradient(Rows<const T> x, const T* weight, Rows<const T> mean, Rows<const T> rstd, Rows<const T> dy,
-                   GradMode mode, Rows<T> dx) {
+    input_gradient(Rows<const T> x, const Compute<T>* weight, Rows<const Compute<T>> mean, Rows<const Compute<T>> rstd,
+                   Rows<const T> dy, GradMode mode, Rows<T> dx) {
   const std::int64_t t = blockIdx.x;
-  const T r = *rstd.row(t);
-  const T mu = mean ? *mean.row(t) : T(0), to_xhat = mean ? r : T(1);
-  const auto gradient = [&](const Pack<T, kCount>& g, std::int64_t c, int k) {
+  const Compute<T> r = *rstd.row(t);
+  const Compute<T> mu = mean ? *mean.row(t) : Compute<T>(0), to_xhat = mean ? r : Compute<T>(1);
+  const auto gradient = [&](const Pack<Compute<T>, kCount>& g, std::int64_t c, int k) {
     return weight == nullptr ? g.element[k] : g.element[k] * weight[c + k];
   };
-  T sum = 0, dot = 0;
+  Compute<T> sum = 0, dot = 0;
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto in = load<kCount>(x.row(t) + c);
     const auto g = load<kCount>(dy.row(t) + c);
     for (int k = 0; k < kCount; ++k) {
-      const T v = gradient(g, c, k);
+      const Compute<T> v = gradient(g, c, k);
       sum += v;
       dot += v * ((in.element[k] - mu) * to_xhat);
     }
   });
-  const T mean_g = over_block<Sum, kThreads>(sum) / static_cast<T>(x.columns);
-  const T mean_gx = over_block<Sum, kThreads>(dot) / static_cast<T>(x.columns);
+  const Compute<T> mean_g = over_block<Sum, kThreads>(sum) / static_cast<Compute<T>>(x.columns);
+  const Compute<T> mean_gx = over_block<Sum, kThreads>(dot) / static_cast<Compute<T>>(x.columns);
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto in = load<kCount>(x.row(t) + c);
     const auto g = load<kCount>(dy.row(t) + c);
-    Pack<T, kCount> out{};
+    Pack<Compute<T>, kCount> out{};
     if (mode == GradMode::accumulate) out = load<kCount>(dx.row(t) + c);
     for (int k = 0; k < kCount; ++k) {
       out.element[k] += r * (gradient(g, c, k) - mean_g - (in.element[k] - mu) * to_xhat * mean_gx);
@@ -96,8 +97,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void layer_norm_forward(const Stream& stream, Rows<const T> x, const T* weight, const T* bias, double eps, Rows<T> y,
-                        Rows<T> mean, Rows<T> rstd) {
+void layer_norm_forward(const Stream& stream, Rows<const T> x, const Compute<T>* weight, const Compute<T>* bias,
+                        double eps, Rows<T> y, Rows<Compute<T>> mean, Rows<Compute<T>> rstd) {
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
   launch(stream, static_cast<unsigned>(x.rows), kThreads, 0,
@@ -106,16 +107,18 @@ void layer_norm_forward(const Stream& stream, Rows<const T> x, const T* weight, 
 }
 
 template <class T>
-void layer_norm_parameter_gradients(const Stream& stream, Rows<const T> x, Rows<const T> mean, Rows<const T> rstd,
-                                    Rows<const T> dy, GradMode mode, T* dweight, T* dbias) {
+void layer_norm_parameter_gradients(const Stream& stream, Rows<const T> x, Rows<const Compute<T>> mean,
+                                    Rows<const Compute<T>> rstd, Rows<const T> dy, GradMode mode, Compute<T>* dweight,
+                                    Compute<T>* dbias) {
   if (x.columns == 0) return;
   launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, parameter_gradients<T>, x, mean, rstd, dy,
          mode, dweight, dbias);
 }
 
 template <class T>
-void layer_norm_input_gradient(const Stream& stream, Rows<const T> x, const T* weight, Rows<const T> mean,
-                               Rows<const T> rstd, Rows<const T> dy, GradMode mode, Rows<T> dx) {
+void layer_norm_input_gradient(const Stream& stream, Rows<const T> x, const Compute<T>* weight,
+                               Rows<const Compute<T>> mean, Rows<const Compute<T>> rstd, Rows<const T> dy,
+                               GradMode mode, Rows<T> dx) {
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
   const bool whole = packs<kCount>(x) && packs<kCount>(dy) && packs<kCount>(dx);
@@ -123,15 +126,17 @@ void layer_norm_input_gradient(const Stream& stream, Rows<const T> x, const T* w
          x, weight, mean, rstd, dy, mode, dx);
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                      \
-  template void layer_norm_forward<T>(const Stream&, Rows<const T>, const T*, const T*, double, Rows<T>, Rows<T>,  \
-                                      Rows<T>);                                                                    \
-  template void layer_norm_parameter_gradients<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<const T>,      \
-                                                  Rows<const T>, GradMode, T*, T*);                                \
-  template void layer_norm_input_gradient<T>(const Stream&, Rows<const T>, const T*, Rows<const T>, Rows<const T>, \
-                                             Rows<const T>, GradMode, Rows<T>)
+#define TFORGE_INSTANTIATE(T)                                                                                         \
+  template void layer_norm_forward<T>(const Stream&, Rows<const T>, const Compute<T>*, const Compute<T>*, double,     \
+                                      Rows<T>, Rows<Compute<T>>, Rows<Compute<T>>);                                   \
+  template void layer_norm_parameter_gradients<T>(const Stream&, Rows<const T>, Rows<const Compute<T>>,               \
+                                                  Rows<const Compute<T>>, Rows<const T>, GradMode, Compute<T>*,       \
+                                                  Compute<T>*);                                                       \
+  template void layer_norm_input_gradient<T>(const Stream&, Rows<const T>, const Compute<T>*, Rows<const Compute<T>>, \
+                                             Rows<const Compute<T>>, Rows<const T>, GradMode, Rows<T>)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kMapThreads) map_kernel(F f, Rows<Out> y, Rows
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kMapThreads + threadIdx.x) * kCount;
   for (std::int64_t r = blockIdx.y; r < y.rows; r += gridDim.y) {
     for (std::int64_t c = first; c < y.columns; c += step) {
-      Pack<Out, kCount> out;
+      Pack<Compute<Out>, kCount> out;
       const auto apply = [&](const auto&... in) {
         for (int k = 0; k < kCount; ++k) out.element[k] = f(in.element[k]...);
       };

@@ -1,5 +1,7 @@
 #include "kernels/cuda/pattention.h"
 
+#include <cstddef>
+
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/pattention_rows.h"
 
@@ -7,11 +9,13 @@ namespace tforge::kernels::cuda {
 
 namespace {
 
-/// A [rows, columns] matrix in the workspace, at element `offset`.
+/// A [rows, columns] matrix of T at element `offset` of a workspace.
 template <class T>
 TensorView scratch(const TensorView& workspace, std::int64_t offset, std::int64_t rows, std::int64_t columns) {
-  return {workspace ? workspace.as<T>() + offset : nullptr, dtype_of<T>::value, Device::cuda, Shape{rows, columns},
-          columns};
+  return {workspace
+              ? static_cast<std::byte*>(workspace.data) + offset * static_cast<std::int64_t>(size_of(workspace.dtype))
+              : nullptr,
+          dtype_of<T>::value, Device::cuda, Shape{rows, columns}, columns};
 }
 
 }  // namespace
@@ -69,7 +73,7 @@ void pattention_backward(const Stream& stream, PattentionNorm norm, ConstTensorV
   for (const PattentionBackward& l : layers) {
     const std::int64_t rows = x.rows(), tokens = l.keys.rows();
     const TensorView dscores = scratch<T>(workspace, rows * tokens, rows, tokens);
-    const TensorView dot = scratch<T>(workspace, 2 * rows * tokens, rows, 1);
+    const TensorView dot = scratch<Compute<T>>(workspace, 2 * rows * tokens, rows, 1);
     pattention_mix_backward<T>(stream, norm, l.scale, l.scores, l.stat, l.values, l.du, l.dweight, l.dvalues_mode,
                                l.dvalues, dscores, dot, workspace);
     pattention_scores_backward<T>(stream, norm, l.scale, l.scores, l.stat, dot, x, l.keys, dscores, dx_mode, dx,
@@ -95,6 +99,7 @@ void pattention_backward(const Stream& stream, PattentionNorm norm, ConstTensorV
                                        std::span<const PattentionBackward>, GradMode, TensorView, TensorView)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

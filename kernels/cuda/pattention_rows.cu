@@ -37,10 +37,10 @@ __device__ T activation(T parameter, T score) {
 }
 
 template <int kCount, PattentionNorm kNorm, class T>
-__global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows<T> stat) {
+__global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows<Compute<T>> stat) {
   const std::int64_t r = blockIdx.x;
   constexpr bool kLargest = kNorm == PattentionNorm::softmax;
-  T value = kLargest ? -std::numeric_limits<T>::infinity() : T(0);
+  Compute<T> value = kLargest ? -std::numeric_limits<Compute<T>>::infinity() : Compute<T>(0);
   over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
     const auto a = load<kCount>(scores.row(r) + c);
     for (int k = 0; k < kCount; ++k) {
@@ -54,15 +54,15 @@ __global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows
 }
 
 template <int kCount, PattentionNorm kNorm, class T>
-__global__ void __launch_bounds__(kThreads)
-    activate(double scale, Rows<const T> scores, Rows<const T> stat, Rows<T> p, Rows<T> weight, double* floored) {
+__global__ void __launch_bounds__(kThreads) activate(double scale, Rows<const T> scores, Rows<const Compute<T>> stat,
+                                                     Rows<T> p, Rows<Compute<T>> weight, double* floored) {
   const std::int64_t r = blockIdx.x;
-  const T parameter = row_parameter<kNorm>(scale, stat, r);
-  T sum = 0;
+  const Compute<T> parameter = row_parameter<kNorm>(scale, stat, r);
+  Compute<T> sum = 0;
   over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
     auto a = load<kCount>(scores.row(r) + c);
     for (int k = 0; k < kCount; ++k) {
-      const T value = activation<kNorm>(parameter, a.element[k]);
+      const Compute<T> value = activation<kNorm>(parameter, a.element[k]);
       if constexpr (kNorm == PattentionNorm::gelu_l2_norm) sum += value * value;
       if constexpr (kNorm == PattentionNorm::softmax) sum += value;
       a.element[k] = value;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
   });
   if constexpr (kNorm == PattentionNorm::l2_norm_gelu) {
     // Whole numbers below 2^53: the order does not show.
-    if (threadIdx.x == 0 && floored != nullptr && parameter == T(0)) atomicAdd(floored, 1.0);
+    if (threadIdx.x == 0 && floored != nullptr && parameter == Compute<T>(0)) atomicAdd(floored, 1.0);
   } else {
     sum = over_block<Sum, kThreads>(sum);
     if (threadIdx.x == 0) *weight.row(r) = sum;
@@ -80,22 +80,22 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kCount, PattentionNorm kNorm, class T>
 __global__ void __launch_bounds__(kThreads)
-    activate_backward(double scale, Rows<const T> scores, Rows<const T> stat, Rows<const T> dweight, Rows<T> d,
-                      Rows<T> p, Rows<T> dot) {
+    activate_backward(double scale, Rows<const T> scores, Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight,
+                      Rows<T> d, Rows<T> p, Rows<Compute<T>> dot) {
   const std::int64_t r = blockIdx.x;
-  const T parameter = row_parameter<kNorm>(scale, stat, r);
-  const T dw = kNorm == PattentionNorm::l2_norm_gelu ? T(0) : *dweight.row(r);
-  T sum = 0;
+  const Compute<T> parameter = row_parameter<kNorm>(scale, stat, r);
+  const Compute<T> dw = kNorm == PattentionNorm::l2_norm_gelu ? Compute<T>(0) : *dweight.row(r);
+  Compute<T> sum = 0;
   over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
     const auto a = load<kCount>(scores.row(r) + c);
     auto dp = load<kCount>(d.row(r) + c);
-    Pack<T, kCount> values;
+    Pack<Compute<T>, kCount> values;
     for (int k = 0; k < kCount; ++k) {
-      const T value = activation<kNorm>(parameter, a.element[k]);
-      T& g = dp.element[k];
+      const Compute<T> value = activation<kNorm>(parameter, a.element[k]);
+      Compute<T>& g = dp.element[k];
       if constexpr (kNorm == PattentionNorm::l2_norm_gelu) {
-        const T b = parameter * a.element[k];
-        g = parameter == T(0) ? T(0) : g * gelu_slope(b);
+        const Compute<T> b = parameter * a.element[k];
+        g = parameter == Compute<T>(0) ? Compute<T>(0) : g * gelu_slope(b);
         sum += g * b;
       } else if constexpr (kNorm == PattentionNorm::softmax) {
         g = (g + dw) * value;
@@ -115,18 +115,19 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
-    through_norm(double scale, Rows<const T> scores, Rows<const T> stat, Rows<const T> dot, Rows<T> d) {
+    through_norm(double scale, Rows<const T> scores, Rows<const Compute<T>> stat, Rows<const Compute<T>> dot,
+                 Rows<T> d) {
   const std::int64_t r = blockIdx.x;
-  const T factor = row_factor(scale, *stat.row(r));
-  const T along =
-      factor == T(0)
-          ? T(0)
-          : static_cast<T>(-static_cast<double>(factor) * static_cast<double>(*dot.row(r)) / (scale * scale));
+  const Compute<T> factor = row_factor(scale, *stat.row(r));
+  const Compute<T> along =
+      factor == Compute<T>(0)
+          ? Compute<T>(0)
+          : static_cast<Compute<T>>(-static_cast<double>(factor) * static_cast<double>(*dot.row(r)) / (scale * scale));
   over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
     const auto a = load<kCount>(scores.row(r) + c);
     auto g = load<kCount>(d.row(r) + c);
     for (int k = 0; k < kCount; ++k) {
-      g.element[k] = factor == T(0) ? T(0) : factor * (g.element[k] + along * a.element[k]);
+      g.element[k] = factor == Compute<T>(0) ? Compute<T>(0) : factor * (g.element[k] + along * a.element[k]);
     }
     store<kCount>(d.row(r) + c, g);
   });
@@ -140,33 +141,35 @@ __device__ T normalizer(PattentionNorm norm, double scale, T weight) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    normalize(PattentionNorm norm, double scale, Rows<const T> u, Rows<const T> weight, Rows<T> y, double* floored) {
+__global__ void __launch_bounds__(kThreads) normalize(PattentionNorm norm, double scale, Rows<const T> u,
+                                                      Rows<const Compute<T>> weight, Rows<T> y, double* floored) {
   const std::int64_t r = blockIdx.x;
-  const T factor = normalizer(norm, scale, *weight.row(r));
-  over_row<T, 1, kThreads>(u.columns,
-                           [&](std::int64_t c) { y.row(r)[c] = factor == T(0) ? T(0) : factor * u.row(r)[c]; });
-  if (threadIdx.x == 0 && floored != nullptr && factor == T(0)) atomicAdd(floored, 1.0);
+  const Compute<T> factor = normalizer(norm, scale, *weight.row(r));
+  over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
+    y.row(r)[c] = stored<T>(factor == Compute<T>(0) ? Compute<T>(0) : factor * computed(u.row(r)[c]));
+  });
+  if (threadIdx.x == 0 && floored != nullptr && factor == Compute<T>(0)) atomicAdd(floored, 1.0);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    normalize_backward(PattentionNorm norm, double scale, Rows<const T> u, Rows<const T> weight, Rows<const T> dy,
-                       Rows<T> du, Rows<T> dweight) {
+    normalize_backward(PattentionNorm norm, double scale, Rows<const T> u, Rows<const Compute<T>> weight,
+                       Rows<const T> dy, Rows<T> du, Rows<Compute<T>> dweight) {
   const std::int64_t r = blockIdx.x;
-  const T factor = normalizer(norm, scale, *weight.row(r));
-  T sum = 0;
+  const Compute<T> factor = normalizer(norm, scale, *weight.row(r));
+  Compute<T> sum = 0;
   over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
-    const T g = dy.row(r)[c];
-    sum += g * u.row(r)[c];
-    du.row(r)[c] = factor == T(0) ? T(0) : factor * g;
+    const Compute<T> g = computed(dy.row(r)[c]);
+    sum += g * computed(u.row(r)[c]);
+    du.row(r)[c] = stored<T>(factor == Compute<T>(0) ? Compute<T>(0) : factor * g);
   });
   sum = over_block<Sum, kThreads>(sum);
   if (threadIdx.x != 0) return;
   const double power = norm == PattentionNorm::softmax ? -1. : -0.5;  // the factor goes as weight^power
-  *dweight.row(r) = factor == T(0) ? T(0)
-                                   : static_cast<T>(power * static_cast<double>(factor) * static_cast<double>(sum) /
-                                                    static_cast<double>(*weight.row(r)));
+  *dweight.row(r) = factor == Compute<T>(0)
+                        ? Compute<T>(0)
+                        : static_cast<Compute<T>>(power * static_cast<double>(factor) * static_cast<double>(sum) /
+                                                  static_cast<double>(*weight.row(r)));
 }
 
 /// Calls f(constant<norm>).
@@ -186,7 +189,7 @@ unsigned grid_of(std::int64_t rows) { return static_cast<unsigned>(rows); }
 }  // namespace
 
 template <class T>
-void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const T> scores, Rows<T> stat) {
+void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const T> scores, Rows<Compute<T>> stat) {
   constexpr int kCount = kWhole<T>;
   if (scores.rows == 0) return;
   with_norm(norm, [&](auto constant) {
@@ -198,7 +201,7 @@ void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const 
 
 template <class T>
 void pattention_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
-                         Rows<const T> stat, Rows<T> p, Rows<T> weight, double* floored) {
+                         Rows<const Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored) {
   constexpr int kCount = kWhole<T>;
   if (scores.rows == 0) return;
   const bool whole = packs<kCount>(scores) && packs<kCount>(p);
@@ -211,7 +214,8 @@ void pattention_activate(const Stream& stream, PattentionNorm norm, double scale
 
 template <class T>
 void pattention_activate_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
-                                  Rows<const T> stat, Rows<const T> dweight, Rows<T> d, Rows<T> p, Rows<T> dot) {
+                                  Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight, Rows<T> d, Rows<T> p,
+                                  Rows<Compute<T>> dot) {
   constexpr int kCount = kWhole<T>;
   if (scores.rows == 0) return;
   const bool whole = packs<kCount>(scores) && packs<kCount>(d) && packs<kCount>(p);
@@ -224,8 +228,8 @@ void pattention_activate_backward(const Stream& stream, PattentionNorm norm, dou
 }
 
 template <class T>
-void pattention_through_norm(const Stream& stream, double scale, Rows<const T> scores, Rows<const T> stat,
-                             Rows<const T> dot, Rows<T> d) {
+void pattention_through_norm(const Stream& stream, double scale, Rows<const T> scores, Rows<const Compute<T>> stat,
+                             Rows<const Compute<T>> dot, Rows<T> d) {
   constexpr int kCount = kWhole<T>;
   if (scores.rows == 0) return;
   const bool whole = packs<kCount>(scores) && packs<kCount>(d);
@@ -235,32 +239,34 @@ void pattention_through_norm(const Stream& stream, double scale, Rows<const T> s
 
 template <class T>
 void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
-                           Rows<const T> weight, Rows<T> y, double* floored) {
+                           Rows<const Compute<T>> weight, Rows<T> y, double* floored) {
   if (u.rows == 0) return;
   launch(stream, grid_of(u.rows), kThreads, 0, normalize<T>, norm, scale, u, weight, y, floored);
 }
 
 template <class T>
 void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
-                            Rows<const T> weight, Rows<const T> dy, Rows<T> du, Rows<T> dweight) {
+                            Rows<const Compute<T>> weight, Rows<const T> dy, Rows<T> du, Rows<Compute<T>> dweight) {
   if (u.rows == 0) return;
   launch(stream, grid_of(u.rows), kThreads, 0, normalize_backward<T>, norm, scale, u, weight, dy, du, dweight);
 }
 
 #define TFORGE_INSTANTIATE(T)                                                                                          \
-  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<T>);                        \
-  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>, Rows<T>,   \
-                                       Rows<T>, double*);                                                              \
-  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>,   \
-                                                Rows<const T>, Rows<T>, Rows<T>, Rows<T>);                             \
-  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const T>, Rows<const T>,         \
-                                           Rows<T>);                                                                   \
-  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>, Rows<T>, \
-                                         double*);                                                                     \
-  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const T>,         \
-                                          Rows<const T>, Rows<T>, Rows<T>)
+  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<Compute<T>>);               \
+  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>,   \
+                                       Rows<T>, Rows<Compute<T>>, double*);                                            \
+  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                  \
+                                                Rows<const Compute<T>>, Rows<const Compute<T>>, Rows<T>, Rows<T>,      \
+                                                Rows<Compute<T>>);                                                     \
+  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const Compute<T>>,               \
+                                           Rows<const Compute<T>>, Rows<T>);                                           \
+  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>, \
+                                         Rows<T>, double*);                                                            \
+  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                        \
+                                          Rows<const Compute<T>>, Rows<const T>, Rows<T>, Rows<Compute<T>>)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

@@ -4,6 +4,7 @@
 // The elements of a row go to the threads of one block in runs of 16 bytes, in turn; a thread adds its elements in
 // order, and the sums of the threads join in one order. So appended tokens with scores of 0 leave every bit of a row's
 // statistic and of P, whatever the number of tokens was.
+#include "core/bf16.h"
 #include "core/device.h"
 #include "core/pattention_norm.h"
 #include "kernels/cuda/rows.h"
@@ -12,28 +13,29 @@ namespace tforge::kernels::cuda {
 
 /// stat of each row of scores: the sum of squares (l2_norm_gelu) or the largest (softmax).
 template <class T>
-void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const T> scores, Rows<T> stat);
+void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const T> scores, Rows<Compute<T>> stat);
 
 /// P and the weights; rows below the floor are added to *floored (may be null).
 template <class T>
 void pattention_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
-                         Rows<const T> stat, Rows<T> p, Rows<T> weight, double* floored);
+                         Rows<const Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored);
 
 /// From dP (in d) to dscores of pattention_mix_backward in place, and P again; dot as there.
 template <class T>
 void pattention_activate_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
-                                  Rows<const T> stat, Rows<const T> dweight, Rows<T> d, Rows<T> p, Rows<T> dot);
+                                  Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight, Rows<T> d, Rows<T> p,
+                                  Rows<Compute<T>> dot);
 
 /// l2_norm_gelu: d becomes (scale / r) (d - B dot / scale^2).
 template <class T>
-void pattention_through_norm(const Stream& stream, double scale, Rows<const T> scores, Rows<const T> stat,
-                             Rows<const T> dot, Rows<T> d);
+void pattention_through_norm(const Stream& stream, double scale, Rows<const T> scores, Rows<const Compute<T>> stat,
+                             Rows<const Compute<T>> dot, Rows<T> d);
 
 template <class T>
 void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
-                           Rows<const T> weight, Rows<T> y, double* floored);
+                           Rows<const Compute<T>> weight, Rows<T> y, double* floored);
 template <class T>
 void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
-                            Rows<const T> weight, Rows<const T> dy, Rows<T> du, Rows<T> dweight);
+                            Rows<const Compute<T>> weight, Rows<const T> dy, Rows<T> du, Rows<Compute<T>> dweight);
 
 }  // namespace tforge::kernels::cuda

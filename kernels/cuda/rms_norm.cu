@@ -10,15 +10,16 @@ constexpr int kThreads = 128;  // a block has one row
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
-    forward(Rows<const T> x, const T* weight, double eps, Rows<T> y, Rows<T> rrms) {
+    forward(Rows<const T> x, const Compute<T>* weight, double eps, Rows<T> y, Rows<Compute<T>> rrms) {
   const std::int64_t t = blockIdx.x;
-  T squares = 0;
+  Compute<T> squares = 0;
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto in = load<kCount>(x.row(t) + c);
     for (int k = 0; k < kCount; ++k) squares += in.element[k] * in.element[k];
   });
   squares = over_block<Sum, kThreads>(squares);
-  const T r = static_cast<T>(1 / (sqrt(static_cast<double>(squares) / static_cast<double>(x.columns)) + eps));
+  const Compute<T> r =
+      static_cast<Compute<T>>(1 / (sqrt(static_cast<double>(squares) / static_cast<double>(x.columns)) + eps));
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     auto in = load<kCount>(x.row(t) + c);
     for (int k = 0; k < kCount; ++k) in.element[k] = in.element[k] * r * weight[c + k];
@@ -29,10 +30,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
-    input_gradient(Rows<const T> x, const T* weight, Rows<const T> rrms, Rows<const T> dy, GradMode mode, Rows<T> dx) {
+    input_gradient(Rows<const T> x, const Compute<T>* weight, Rows<const Compute<T>> rrms, Rows<const T> dy,
+                   GradMode mode, Rows<T> dx) {
   const std::int64_t t = blockIdx.x;
-  const T r = *rrms.row(t);
-  T squares = 0, dot = 0;
+  const Compute<T> r = *rrms.row(t);
+  Compute<T> squares = 0, dot = 0;
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto in = load<kCount>(x.row(t) + c);
     const auto g = load<kCount>(dy.row(t) + c);
@@ -45,11 +47,11 @@ __global__ void __launch_bounds__(kThreads)
   dot = over_block<Sum, kThreads>(dot);
   const auto d = static_cast<double>(x.columns);
   const double rms = sqrt(static_cast<double>(squares) / d);
-  const T along = rms == 0 ? T(0) : static_cast<T>(static_cast<double>(dot) / (d * rms)) * r;
+  const Compute<T> along = rms == 0 ? Compute<T>(0) : static_cast<Compute<T>>(static_cast<double>(dot) / (d * rms)) * r;
   over_row<T, kCount, kThreads>(x.columns, [&](std::int64_t c) {
     const auto in = load<kCount>(x.row(t) + c);
     const auto g = load<kCount>(dy.row(t) + c);
-    Pack<T, kCount> out{};
+    Pack<Compute<T>, kCount> out{};
     if (mode == GradMode::accumulate) out = load<kCount>(dx.row(t) + c);
     for (int k = 0; k < kCount; ++k) {
       out.element[k] += r * (g.element[k] * weight[c + k] - in.element[k] * along);
@@ -60,18 +62,23 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kTileColumns* kTileRows)
-    weight_gradient(Rows<const T> x, Rows<const T> rrms, Rows<const T> dy, GradMode mode, T* dweight) {
-  T sum[1];
+    weight_gradient(Rows<const T> x, Rows<const Compute<T>> rrms, Rows<const T> dy, GradMode mode,
+                    Compute<T>* dweight) {
+  Compute<T> sum[1];
   const std::int64_t column = down_columns(
       x.rows, x.columns,
-      [&](std::int64_t t, std::int64_t c, T(&s)[1]) { s[0] += dy.row(t)[c] * (x.row(t)[c] * *rrms.row(t)); }, sum);
+      [&](std::int64_t t, std::int64_t c, Compute<T>(&s)[1]) {
+        s[0] += computed(dy.row(t)[c]) * (computed(x.row(t)[c]) * *rrms.row(t));
+      },
+      sum);
   if (column >= 0) write(mode, sum[0], dweight + column);
 }
 
 }  // namespace
 
 template <class T>
-void rms_norm_forward(const Stream& stream, Rows<const T> x, const T* weight, double eps, Rows<T> y, Rows<T> rrms) {
+void rms_norm_forward(const Stream& stream, Rows<const T> x, const Compute<T>* weight, double eps, Rows<T> y,
+                      Rows<Compute<T>> rrms) {
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
   launch(stream, static_cast<unsigned>(x.rows), kThreads, 0,
@@ -79,8 +86,8 @@ void rms_norm_forward(const Stream& stream, Rows<const T> x, const T* weight, do
 }
 
 template <class T>
-void rms_norm_input_gradient(const Stream& stream, Rows<const T> x, const T* weight, Rows<const T> rrms,
-                             Rows<const T> dy, GradMode mode, Rows<T> dx) {
+void rms_norm_input_gradient(const Stream& stream, Rows<const T> x, const Compute<T>* weight,
+                             Rows<const Compute<T>> rrms, Rows<const T> dy, GradMode mode, Rows<T> dx) {
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
   const bool whole = packs<kCount>(x) && packs<kCount>(dy) && packs<kCount>(dx);
@@ -89,20 +96,23 @@ void rms_norm_input_gradient(const Stream& stream, Rows<const T> x, const T* wei
 }
 
 template <class T>
-void rms_norm_weight_gradient(const Stream& stream, Rows<const T> x, Rows<const T> rrms, Rows<const T> dy,
-                              GradMode mode, T* dweight) {
+void rms_norm_weight_gradient(const Stream& stream, Rows<const T> x, Rows<const Compute<T>> rrms, Rows<const T> dy,
+                              GradMode mode, Compute<T>* dweight) {
   if (x.columns == 0) return;
   launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, weight_gradient<T>, x, rrms, dy, mode,
          dweight);
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                    \
-  template void rms_norm_forward<T>(const Stream&, Rows<const T>, const T*, double, Rows<T>, Rows<T>);           \
-  template void rms_norm_input_gradient<T>(const Stream&, Rows<const T>, const T*, Rows<const T>, Rows<const T>, \
-                                           GradMode, Rows<T>);                                                   \
-  template void rms_norm_weight_gradient<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<const T>, GradMode, T*)
+#define TFORGE_INSTANTIATE(T)                                                                                       \
+  template void rms_norm_forward<T>(const Stream&, Rows<const T>, const Compute<T>*, double, Rows<T>,               \
+                                    Rows<Compute<T>>);                                                              \
+  template void rms_norm_input_gradient<T>(const Stream&, Rows<const T>, const Compute<T>*, Rows<const Compute<T>>, \
+                                           Rows<const T>, GradMode, Rows<T>);                                       \
+  template void rms_norm_weight_gradient<T>(const Stream&, Rows<const T>, Rows<const Compute<T>>, Rows<const T>,    \
+                                            GradMode, Compute<T>*)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

@@ -1,6 +1,11 @@
 #include <cblas.h>
 #include <cublasLt.h>
 
+#include <cstdint>
+#include <vector>
+
+#include "core/bf16.h"
+
 struct cublasEmulatedHandle {};
 struct cublasEmulatedDescription {
   cudaDataType_t scale;
@@ -37,11 +42,30 @@ bool fits(const cublasEmulatedDescription& d, const cublasEmulatedLayout& a, con
           const cublasEmulatedLayout& c) {
   const Size left(a, d.a_op), right(b, d.b_op);
   for (const cublasEmulatedLayout* m : {&a, &b, &c}) {
-    if (m->type != d.scale || m->rows == 0 || m->columns == 0 || m->pitch < static_cast<std::int64_t>(m->rows)) {
-      return false;
-    }
+    if (m->rows == 0 || m->columns == 0 || m->pitch < static_cast<std::int64_t>(m->rows)) return false;
   }
+  const bool narrow = d.scale == CUDA_R_32F && a.type == CUDA_R_16BF;
+  if (a.type != b.type || (a.type != d.scale && !narrow)) return false;
+  if (c.type != d.scale && !(narrow && c.type == CUDA_R_16BF)) return false;
   return left.rows == c.rows && right.columns == c.columns && left.columns == right.rows;
+}
+
+/// The numbers of a matrix of bf16 or f32 as f32, one column after the other.
+std::vector<float> widened(const void* data, const cublasEmulatedLayout& m) {
+  std::vector<float> wide(m.rows * m.columns);
+  for (std::uint64_t i = 0; i < wide.size(); ++i) {
+    const std::uint64_t at = i / m.rows * static_cast<std::uint64_t>(m.pitch) + i % m.rows;
+    wide[i] = m.type == CUDA_R_16BF ? static_cast<float>(static_cast<const tforge::bf16*>(data)[at])
+                                    : static_cast<const float*>(data)[at];
+  }
+  return wide;
+}
+void narrow_to(const std::vector<float>& wide, void* data, const cublasEmulatedLayout& m) {
+  for (std::uint64_t i = 0; i < wide.size(); ++i) {
+    const std::uint64_t at = i / m.rows * static_cast<std::uint64_t>(m.pitch) + i % m.rows;
+    if (m.type == CUDA_R_16BF) static_cast<tforge::bf16*>(data)[at] = tforge::bf16(wide[i]);
+    else static_cast<float*>(data)[at] = wide[i];
+  }
 }
 
 }  // namespace
@@ -97,7 +121,16 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
                                     static_cast<int>(Size(*a_layout, d->a_op).columns));
   const auto [lda, ldb, ldc] = std::tuple(static_cast<int>(a_layout->pitch), static_cast<int>(b_layout->pitch),
                                           static_cast<int>(c_layout->pitch));
-  if (d->scale == CUDA_R_32F) {
+  if (a_layout->type == CUDA_R_16BF) {
+    const std::vector<float> left = widened(a, *a_layout), right = widened(b, *b_layout);
+    const float factor = *static_cast<const float*>(beta);
+    std::vector<float> sums =
+        factor == 0 ? std::vector<float>(c_layout->rows * c_layout->columns) : widened(c, *c_layout);
+    cblas_sgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const float*>(alpha),
+                left.data(), static_cast<int>(a_layout->rows), right.data(), static_cast<int>(b_layout->rows), factor,
+                sums.data(), m);
+    narrow_to(sums, out, *out_layout);
+  } else if (d->scale == CUDA_R_32F) {
     cblas_sgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const float*>(alpha),
                 static_cast<const float*>(a), lda, static_cast<const float*>(b), ldb, *static_cast<const float*>(beta),
                 static_cast<float*>(out), ldc);

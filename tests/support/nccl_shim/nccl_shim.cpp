@@ -13,6 +13,8 @@
 #include <cstring>
 #include <vector>
 
+#include "core/bf16.h"
+
 struct ncclComm {
   MPI_Comm ranks = MPI_COMM_NULL;
   int rank = 0;
@@ -39,7 +41,7 @@ MPI_Datatype mpi_type(ncclDataType_t type) {
     case ncclInt32: return MPI_INT32_T;
     case ncclFloat32: return MPI_FLOAT;
     case ncclFloat64: return MPI_DOUBLE;
-    case ncclBfloat16: return MPI_UINT16_T;  // moved alone
+    case ncclBfloat16: return MPI_UINT16_T;  // its bits
     default: return MPI_DATATYPE_NULL;
   }
 }
@@ -48,7 +50,23 @@ std::size_t bytes_of(std::size_t count, ncclDataType_t type) {
   MPI_Type_size(mpi_type(type), &size);
   return count * static_cast<std::size_t>(size);
 }
-MPI_Op mpi_op(ncclRedOp_t op) { return op == ncclMax ? MPI_MAX : MPI_SUM; }
+/// y += x of bf16, given as its bits.
+void add_bf16(void* x, void* y, int* count, MPI_Datatype*) {
+  const auto* from = static_cast<const tforge::bf16*>(x);
+  auto* to = static_cast<tforge::bf16*>(y);
+  for (int i = 0; i < *count; ++i) to[i] = tforge::bf16(static_cast<float>(to[i]) + static_cast<float>(from[i]));
+}
+MPI_Op mpi_op(ncclRedOp_t op, ncclDataType_t type) {
+  if (type == ncclBfloat16 && op == ncclSum) {
+    static MPI_Op sum = [] {
+      MPI_Op made = MPI_OP_NULL;
+      MPI_Op_create(add_bf16, 1, &made);
+      return made;
+    }();
+    return sum;
+  }
+  return op == ncclMax ? MPI_MAX : MPI_SUM;
+}
 
 /// Memory of a device from and to the host, behind what is on `stream`.
 bool moved(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
@@ -133,7 +151,7 @@ ncclResult_t ncclAllReduce(const void* send, void* receive, std::size_t count, n
                            ncclComm_t comm, cudaStream_t stream) {
   const std::size_t bytes = bytes_of(count, type);
   return collective(comm, send, bytes, receive, bytes, stream, [&](const char* in, char* out) {
-    return MPI_Allreduce(in, out, static_cast<int>(count), mpi_type(type), mpi_op(op), comm->ranks);
+    return MPI_Allreduce(in, out, static_cast<int>(count), mpi_type(type), mpi_op(op, type), comm->ranks);
   });
 }
 
@@ -141,7 +159,7 @@ ncclResult_t ncclReduce(const void* send, void* receive, std::size_t count, nccl
                         int root, ncclComm_t comm, cudaStream_t stream) {
   const std::size_t bytes = bytes_of(count, type);
   return collective(comm, send, bytes, receive, comm->rank == root ? bytes : 0, stream, [&](const char* in, char* out) {
-    return MPI_Reduce(in, out, static_cast<int>(count), mpi_type(type), mpi_op(op), root, comm->ranks);
+    return MPI_Reduce(in, out, static_cast<int>(count), mpi_type(type), mpi_op(op, type), root, comm->ranks);
   });
 }
 
@@ -170,7 +188,7 @@ ncclResult_t ncclReduceScatter(const void* send, void* receive, std::size_t rece
   return collective(comm, send, bytes * static_cast<std::size_t>(comm->size), receive, bytes, stream,
                     [&](const char* in, char* out) {
                       return MPI_Reduce_scatter_block(in, out, static_cast<int>(receive_count), mpi_type(type),
-                                                      mpi_op(op), comm->ranks);
+                                                      mpi_op(op, type), comm->ranks);
                     });
 }
 

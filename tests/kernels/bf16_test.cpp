@@ -1,0 +1,336 @@
+// Kernels on a CUDA device with operands in bf16, beside the CPU's in f32 with the same numbers. What a kernel rounds
+// on its way (its result, P, the scores) is off by 2^-8 of its size at most; bounds are given in that unit, of the
+// largest number of the result.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "device_matrix.h"
+#include "kernels/attention.h"
+#include "kernels/device_libraries.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/gelu.h"
+#include "kernels/gemm.h"
+#include "kernels/layer_norm.h"
+#include "kernels/pattention.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rotary.h"
+
+namespace tforge {
+namespace {
+
+using kernels::Transpose;
+using test::Matrix;
+
+Stream cpu;  // NOLINT(cert-err58-cpp): does not throw
+constexpr double kRounding = 1.0 / 256;
+
+Matrix<float> widened(const Matrix<bf16>& m) {
+  Matrix<float> wide(m.rows(), m.columns());
+  for (std::int64_t r = 0; r < m.rows(); ++r) {
+    for (std::int64_t c = 0; c < m.columns(); ++c) wide(r, c) = static_cast<float>(m(r, c));
+  }
+  return wide;
+}
+
+/// Random numbers that bf16 has, for the device and for the CPU.
+struct Pair {
+  Matrix<bf16> narrow;
+  Matrix<float> wide;
+  Pair(std::int64_t rows, std::int64_t columns, std::uint64_t seed, double size = 1, std::int64_t padding = 0)
+      : narrow(rows, columns, padding), wide(rows, columns) {
+    const auto numbers = Matrix<float>::random(rows, columns, seed, size);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < columns; ++c) narrow(r, c) = bf16(numbers(r, c));
+    }
+    wide = widened(narrow);
+  }
+};
+
+void expect_rounded(const Matrix<bf16>& got, const Matrix<float>& want, double roundings) {
+  test::expect_near(widened(got), want, roundings * kRounding * want.largest() + 1e-6);
+  EXPECT_TRUE(got.padding_untouched());
+}
+void expect_rounded(const Matrix<float>& got, const Matrix<float>& want, double roundings) {
+  test::expect_near(got, want, roundings * kRounding * want.largest() + 1e-6);
+  EXPECT_TRUE(got.padding_untouched());
+}
+
+TEST(Bf16, CudaAddsAndScales) {
+  test::on_cuda([](test::CudaDevice& device) {
+    Stream& stream = device.stream;
+    test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+      const Pair a(rows, columns, 1, 1, padding), b(rows, columns, 2);
+      const auto row = Matrix<float>::random(1, columns, 3);
+      Matrix<bf16> sum(rows, columns, padding), more(rows, columns), half(rows, columns, padding);
+      Matrix<float> column_sums(1, columns), want(rows, columns), want_more(rows, columns), want_half(rows, columns),
+          want_sums(1, columns);
+      test::with_copies(
+          device,
+          [&](auto a_, auto b_, auto row_, auto sum_, auto more_, auto half_, auto sums_) {
+            kernels::add(stream, a_, b_, sum_);
+            kernels::add_to(stream, a_, GradMode::overwrite, more_);
+            kernels::add_to(stream, b_, GradMode::accumulate, more_);
+            kernels::add_row(stream, test::vector_of(row_), more_);
+            kernels::scale(stream, 0.3, a_, half_);
+            kernels::column_sums(stream, a_, GradMode::overwrite, test::vector_of(sums_));
+          },
+          a.narrow, b.narrow, row, sum, more, half, column_sums);
+      kernels::add(cpu, a.wide.view(), b.wide.view(), want.view());
+      want_more = want;
+      kernels::add_row(cpu, row.vector(), want_more.view());
+      kernels::scale(cpu, 0.3, a.wide.view(), want_half.view());
+      kernels::column_sums(cpu, a.wide.view(), GradMode::overwrite, want_sums.vector());
+      expect_rounded(sum, want, 1);
+      expect_rounded(more, want_more, 2);
+      expect_rounded(half, want_half, 1);
+      test::expect_near(column_sums, want_sums, 1e-4);
+    });
+  });
+}
+
+TEST(Bf16, CudaGelu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+      const Pair x(rows, columns, 1, 2, padding), dy(rows, columns, 2);
+      Matrix<bf16> y(rows, columns, padding), dx(rows, columns);
+      Matrix<float> want_y(rows, columns), want_dx(rows, columns);
+      test::with_copies(
+          device,
+          [&](auto x_, auto dy_, auto y_, auto dx_) {
+            kernels::gelu_forward(device.stream, x_, y_);
+            kernels::gelu_backward(device.stream, x_, dy_, GradMode::overwrite, dx_);
+            kernels::gelu_backward(device.stream, x_, dy_, GradMode::accumulate, dx_);
+          },
+          x.narrow, dy.narrow, y, dx);
+      kernels::gelu_forward(cpu, x.wide.view(), want_y.view());
+      kernels::gelu_backward(cpu, x.wide.view(), dy.wide.view(), GradMode::overwrite, want_dx.view());
+      kernels::gelu_backward(cpu, x.wide.view(), dy.wide.view(), GradMode::accumulate, want_dx.view());
+      expect_rounded(y, want_y, 1);
+      expect_rounded(dx, want_dx, 2);
+    });
+  });
+}
+
+TEST(Bf16, CudaProducts) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const kernels::DeviceLibraries libraries(device.stream, device.memory);
+    for (const std::int64_t n : test::kAwkwardSizes) {
+      const Pair a(33, 31, 1, 1, 3), b(n, 31, 2);
+      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+        Matrix<bf16> narrow(33, n, 3);
+        Matrix<float> wide(33, n), want(33, n);
+        const Pair before(33, n, 3);
+        if (mode == GradMode::accumulate) {
+          narrow = Pair(33, n, 3, 1, 3).narrow;
+          wide = want = before.wide;
+        }
+        test::with_copies(
+            device,
+            [&](auto a_, auto b_, auto narrow_, auto wide_) {
+              kernels::gemm(device.stream, Transpose::no, Transpose::yes, 0.5, a_, b_, mode, narrow_);
+              kernels::gemm(device.stream, Transpose::no, Transpose::yes, 0.5, a_, b_, mode, wide_);
+            },
+            a.narrow, b.narrow, narrow, wide);
+        kernels::gemm(cpu, Transpose::no, Transpose::yes, 0.5, a.wide.view(), b.wide.view(), mode, want.view());
+        expect_rounded(narrow, want, 1);
+        test::expect_near(wide, want, 1e-4);
+      }
+    }
+    Matrix<bf16> none(3, 0), to(3, 2);
+    test::with_copies(
+        device,
+        [&](auto none_, auto to_) {
+          kernels::gemm(device.stream, Transpose::no, Transpose::yes, 1, none_, none_.row_range(0, 2),
+                        GradMode::overwrite, to_);
+        },
+        none, to);
+    EXPECT_EQ(widened(to).largest(), 0);
+  });
+}
+
+TEST(Bf16, CudaNorms) {
+  test::on_cuda([](test::CudaDevice& device) {
+    Stream& stream = device.stream;
+    test::at_awkward_sizes([&](std::int64_t rows, std::int64_t columns, std::int64_t padding) {
+      if (columns == 1) return;  // a row of one number is 0 after its mean
+      const Pair x(rows, columns, 1, 1, padding), dy(rows, columns, 2);
+      const auto weight = Matrix<float>::random(1, columns, 3), bias = Matrix<float>::random(1, columns, 4);
+      for (const bool layer : {true, false}) {
+        Matrix<bf16> y(rows, columns, padding), dx(rows, columns, padding);
+        Matrix<float> mean(rows, 1), factor(rows, 1), dweight(1, columns), dbias(1, columns);
+        Matrix<float> want_y(rows, columns), want_dx(rows, columns), want_dweight(1, columns), want_dbias(1, columns);
+        const auto run = [&](Stream& s, ConstTensorView x_, ConstTensorView w, ConstTensorView b, ConstTensorView dy_,
+                             TensorView y_, TensorView mean_, TensorView factor_, TensorView dx_, TensorView dw,
+                             TensorView db) {
+          if (layer) {
+            kernels::layer_norm_forward(s, x_, w, b, 1e-5, y_, mean_, factor_);
+            kernels::layer_norm_backward(s, x_, w, mean_, factor_, dy_, GradMode::overwrite, dx_, GradMode::overwrite,
+                                         dw, db);
+          } else {
+            kernels::rms_norm_forward(s, x_, w, 1e-5, y_, factor_);
+            kernels::rms_norm_backward(s, x_, w, factor_, dy_, GradMode::overwrite, dx_, GradMode::overwrite, dw);
+          }
+        };
+        test::with_copies(
+            device,
+            [&](auto x_, auto w, auto b, auto dy_, auto y_, auto mean_, auto factor_, auto dx_, auto dw, auto db) {
+              run(stream, x_, test::vector_of(w), test::vector_of(b), dy_, y_, mean_, factor_, dx_, test::vector_of(dw),
+                  test::vector_of(db));
+            },
+            x.narrow, weight, bias, dy.narrow, y, mean, factor, dx, dweight, dbias);
+        run(cpu, x.wide.view(), weight.vector(), bias.vector(), dy.wide.view(), want_y.view(), mean.view(),
+            factor.view(), want_dx.view(), want_dweight.vector(), want_dbias.vector());
+        expect_rounded(y, want_y, 1);
+        expect_rounded(dx, want_dx, 1);
+        test::expect_near(dweight, want_dweight, 1e-3);
+        if (layer) test::expect_near(dbias, want_dbias, 1e-3);
+      }
+    });
+  });
+}
+
+TEST(Bf16, CudaEmbedsAndRotates) {
+  test::on_cuda([](test::CudaDevice& device) {
+    Stream& stream = device.stream;
+    constexpr std::int64_t kHeads = 2, kSeq = 7;
+    for (const std::int64_t columns : {16, 20}) {
+      const Pair table(9, columns, 1), dy(14, columns, 2);
+      const auto tokens = Matrix<std::int32_t>::of(1, 14, {3, 1, 4, 1, 5, 8, 2, 6, 5, 3, 5, 8, 0, 3});
+      Matrix<std::int32_t> workspace(1, kernels::embedding_workspace(14, 9));
+      Matrix<bf16> y(14, columns);
+      Matrix<float> dtable(9, columns), want_y(14, columns), want_dtable(9, columns), cosine(kSeq, 4), sine(kSeq, 4);
+      kernels::rotary_tables(cpu, 10000, cosine.view(), sine.view());
+      test::with_copies(
+          device,
+          [&](auto t, auto table_, auto dy_, auto w, auto c, auto s, auto y_, auto dtable_) {
+            kernels::embedding_forward(stream, test::vector_of(t), table_, 0, y_);
+            kernels::rotary_apply(stream, kernels::RotaryDirection::forward, c, s, kHeads, kSeq, 0, y_);
+            kernels::embedding_backward(stream, test::vector_of(t), dy_, 0, GradMode::overwrite, dtable_,
+                                        test::vector_of(w));
+            kernels::embedding_backward(stream, test::vector_of(t), dy_, 0, GradMode::accumulate, dtable_,
+                                        test::vector_of(w));
+          },
+          tokens, table.narrow, dy.narrow, workspace, cosine, sine, y, dtable);
+      kernels::embedding_forward(cpu, tokens.vector(), table.wide.view(), 0, want_y.view());
+      kernels::rotary_apply(cpu, kernels::RotaryDirection::forward, cosine.view(), sine.view(), kHeads, kSeq, 0,
+                            want_y.view());
+      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+        kernels::embedding_backward(cpu, tokens.vector(), dy.wide.view(), 0, mode, want_dtable.view(),
+                                    workspace.vector());
+      }
+      expect_rounded(y, want_y, 1);
+      test::expect_near(dtable, want_dtable, 1e-5);
+    }
+  });
+}
+
+TEST(Bf16, CudaAttention) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const auto& [seq, head_dim] : {std::pair{33, 16}, std::pair{70, 24}, std::pair{5, 64}}) {
+      const kernels::AttentionShape shape{.batch = 2, .heads = 2, .q_seq = seq, .kv_seq = seq, .kv_stride = seq};
+      const std::int64_t rows = 2 * seq, columns = 2 * head_dim;
+      const Pair q(rows, columns, 1, 1, 3), k(rows, columns, 2), v(rows, columns, 3), dout(rows, columns, 4);
+      Matrix<bf16> out(rows, columns, 3), dq(rows, columns), dk(rows, columns, 3), dv(rows, columns);
+      Matrix<float> lse(rows, 2), want_out(rows, columns), want_dq(rows, columns), want_dk(rows, columns),
+          want_dv(rows, columns), want_lse(rows, 2);
+      Matrix<float> there(1, kernels::attention_workspace(shape, head_dim, Device::cuda)),
+          here(1, kernels::attention_workspace(shape, head_dim, Device::cpu));
+      const auto run = [&](Stream& s, auto q_, auto k_, auto v_, auto dout_, auto out_, auto lse_, auto dq_, auto dk_,
+                           auto dv_, auto w) {
+        kernels::causal_attention_forward(s, shape, q_, k_, v_, out_, lse_, w);
+        kernels::causal_attention_backward(s, shape, q_, k_, v_, out_, lse_, dout_, dq_, dk_, dv_, w);
+      };
+      test::with_copies(
+          device, [&](auto... views) { run(device.stream, views...); }, q.narrow, k.narrow, v.narrow, dout.narrow, out,
+          lse, dq, dk, dv, there);
+      run(cpu, q.wide.view(), k.wide.view(), v.wide.view(), dout.wide.view(), want_out.view(), want_lse.view(),
+          want_dq.view(), want_dk.view(), want_dv.view(), here.view());
+      expect_rounded(out, want_out, 1);
+      test::expect_near(lse, want_lse, 1e-4);
+      // The dot of out and dout is of the rounded out.
+      expect_rounded(dq, want_dq, 3);
+      expect_rounded(dk, want_dk, 3);
+      expect_rounded(dv, want_dv, 1);
+    }
+  });
+}
+
+/// One layer, forward and backward, whole and in halves.
+void compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halves) {
+  Stream& stream = device.stream;
+  constexpr std::int64_t kRows = 33, kIn = 32, kTokens = 40, kOut = 24;
+  const double size = 1 / std::sqrt(static_cast<double>(kIn)), scale = initial_scale(norm, kTokens);
+  const Pair x(kRows, kIn, 1, 1, 3), keys(kTokens, kIn, 2, size), values(kTokens, kOut, 3), du(kRows, kOut, 4);
+  const bool has_stat = norm != PattentionNorm::gelu_l2_norm, has_weight = norm != PattentionNorm::l2_norm_gelu;
+  const auto dweight = Matrix<float>::random(kRows, 1, 5, 0.1);
+  const auto run = [&](Stream& s, Device where, auto x_, auto k, auto v, auto du_, auto dw, auto scores, auto stat,
+                       auto u, auto weight, auto dx, auto dk, auto dv, auto dscores, auto dot, auto workspace) {
+    ASSERT_GE(workspace.elements(), kernels::pattention_backward_workspace(kRows, kTokens, kIn, kOut, where));
+    if (!has_stat) stat = {};
+    if (!has_weight) weight = dw = {};
+    if (norm != PattentionNorm::l2_norm_gelu) dot = {};
+    const GradMode mode = GradMode::overwrite;
+    if (halves) {
+      kernels::pattention_scores_forward(s, norm, x_, k, scores, stat, workspace);
+      kernels::pattention_mix_forward(s, norm, scale, scores, stat, v, u, weight, {}, workspace);
+      kernels::pattention_mix_backward(s, norm, scale, scores, stat, v, du_, dw, mode, dv, dscores, dot, workspace);
+      kernels::pattention_scores_backward(s, norm, scale, scores, stat, dot, x_, k, dscores, mode, dx, mode, dk,
+                                          workspace);
+    } else {
+      const std::array forward{kernels::PattentionForward{scale, k, v, scores, stat, u, weight}};
+      kernels::pattention_forward(s, norm, x_, forward, {}, workspace);
+      const std::array backward{kernels::PattentionBackward{scale, scores, stat, k, v, du_, dw, mode, dk, mode, dv}};
+      kernels::pattention_backward(s, norm, x_, backward, mode, dx, workspace);
+    }
+  };
+  Matrix<bf16> scores(kRows, kTokens), u(kRows, kOut, 3), dx(kRows, kIn, 3), dscores(kRows, kTokens),
+      workspace(1, kernels::pattention_backward_workspace(kRows, kTokens, kIn, kOut, Device::cuda));
+  Matrix<float> stat(kRows, 1), weight(kRows, 1), dk(kTokens, kIn), dv(kTokens, kOut), dot(kRows, 1);
+  Matrix<float> want_scores(kRows, kTokens), want_u(kRows, kOut), want_dx(kRows, kIn), want_dscores(kRows, kTokens),
+      want_stat(kRows, 1), want_weight(kRows, 1), want_dk(kTokens, kIn), want_dv(kTokens, kOut), want_dot(kRows, 1),
+      want_workspace(1, 1 << 20);
+  Matrix<float> dw = dweight;
+  test::with_copies(
+      device, [&](auto... views) { run(stream, Device::cuda, views...); }, x.narrow, keys.narrow, values.narrow,
+      du.narrow, dw, scores, stat, u, weight, dx, dk, dv, dscores, dot, workspace);
+  run(cpu, Device::cpu, x.wide.view(), keys.wide.view(), values.wide.view(), du.wide.view(), dw.view(),
+      want_scores.view(), want_stat.view(), want_u.view(), want_weight.view(), want_dx.view(), want_dk.view(),
+      want_dv.view(), want_dscores.view(), want_dot.view(), want_workspace.view());
+  expect_rounded(scores, want_scores, 1);
+  expect_rounded(u, want_u, 3);
+  expect_rounded(dx, want_dx, 4);
+  expect_rounded(dk, want_dk, 4);
+  expect_rounded(dv, want_dv, 4);
+  if (has_weight) expect_rounded(weight, want_weight, 4);
+}
+
+TEST(Bf16, CudaPattention) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const kernels::DeviceLibraries libraries(device.stream, device.memory);
+    for (const PattentionNorm norm :
+         {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
+      for (const bool halves : {false, true}) {
+        SCOPED_TRACE(name_of(norm));
+        compare_pattention(device, norm, halves);
+      }
+    }
+  });
+}
+
+TEST(Bf16, TheProcessorRefusesByName) {
+  Pair x(2, 3, 1);
+  try {
+    kernels::gelu_forward(cpu, x.narrow.view(), x.narrow.view());
+    FAIL();
+  } catch (const DTypeError& error) {
+    EXPECT_STREQ(error.what(), "gelu_forward: computes in f32 or f64, not in bf16");
+  }
+}
+
+}  // namespace
+}  // namespace tforge
