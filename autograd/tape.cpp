@@ -91,7 +91,8 @@ Tensor Grad::share() const {
 }
 
 Var Var::parameter(Tensor value, Tensor gradient, GradHook* hook, int parameter_id) {
-  if (!(value.shape() == gradient.shape()) || compute_dtype(value.dtype()) != gradient.dtype()) {
+  const bool fits = gradient.dtype() == value.dtype() || gradient.dtype() == compute_dtype(value.dtype());
+  if (!(value.shape() == gradient.shape()) || !fits) {
     throw ShapeError("a parameter of shape {} and {} with a gradient of shape {} and {}", value.shape().text(),
                      name_of(value.dtype()), gradient.shape().text(), name_of(gradient.dtype()));
   }

@@ -68,7 +68,8 @@ class Var {
   Var() = default;
   /// A value that no gradient flows into.
   explicit Var(Tensor value) : value_(std::move(value)) {}
-  /// A parameter: `gradient` (of the same shape, and of compute_dtype()) is its permanent place, `hook` may be null.
+  /// A parameter: `gradient` (of the same shape; of the same dtype or of compute_dtype()) is its permanent place,
+  /// `hook` may be null.
   static Var parameter(Tensor value, Tensor gradient, GradHook* hook, int parameter_id);
 
   const Tensor& value() const { return value_; }

@@ -50,7 +50,7 @@ ParameterSet::ParameterSet(Allocator& allocator, const std::vector<ParameterSpec
     const auto part = [&](const Tensor& flat) { return flat.rows(block.offset, block.elements).reshaped(shape); };
     p.stored = part(values_);
     p.gradient = part(gradients_);
-    p.var = Var::parameter(copies_ && shape.rank() == 2 ? part(copies_) : p.stored, p.gradient, this,
+    p.var = Var::parameter(copies_ && p.columns() > 1 ? part(copies_) : p.stored, p.gradient, this,
                            static_cast<int>(parameters_.size()));
     parameters_.push_back(std::move(p));
   }

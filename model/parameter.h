@@ -71,8 +71,8 @@ FlatLayout flat_layout(const std::vector<ParameterSpec>& specs, int tp_rank);
 class ParameterSet final : private GradHook {
  public:
   /// Allocates values (zero) and gradients (zero) of what tensor-parallel rank `tp_rank` holds, in flat_layout(); the
-  /// gaps stay zero. With dtype bf16 both are f32, and ops read copies of the matrices that round() makes; vectors
-  /// (norms, biases) they read as they are.
+  /// gaps stay zero. With dtype bf16 both are f32, and ops read copies of the matrices that round() makes; what has
+  /// one column (norms, biases) they read as it is.
   ParameterSet(Allocator& allocator, const std::vector<ParameterSpec>& specs, DType dtype, int tp_rank);
 
   ParameterSet(const ParameterSet&) = delete;

@@ -36,7 +36,7 @@ class DeviceCommunicator : public Communicator {
     require_finished("all_reduce");
     if (x.device == Device::cpu) return host_.all_reduce(stream, x, op);
     checks::sendable("all_reduce", x);
-    if (x.dtype != DType::i32) checks::floating("all_reduce", x.dtype);
+    if (x.dtype != DType::i32) require_sum("all_reduce", x.dtype);
     device_all_reduce(stream, x, op);
   }
   void all_gather(Stream& stream, ConstTensorView send, TensorView receive,
@@ -51,13 +51,13 @@ class DeviceCommunicator : public Communicator {
     require_finished("reduce_scatter");
     if (send.device == Device::cpu) return host_.reduce_scatter(stream, send, receive, counts);
     checks::blocks("reduce_scatter", receive, send, counts, rank(), size());
-    checks::floating("reduce_scatter", send.dtype);
+    require_sum("reduce_scatter", send.dtype);
     device_reduce_scatter(stream, send, receive, counts);
   }
   void start_reduce(Stream& stream, TensorView x, int root) final {
     if (x.device == Device::cpu) return host_.start_reduce(stream, x, root);
     checks::sendable("start_reduce", x);
-    checks::floating("start_reduce", x.dtype);
+    require_sum("start_reduce", x.dtype);
     if (root != kEveryRank) checks::root("start_reduce", root, size());
     device_start_reduce(stream, x, root);
   }
@@ -84,6 +84,11 @@ class DeviceCommunicator : public Communicator {
   Communicator& host() const { return host_; }
 
  private:
+  void require_sum(const char* verb, DType dtype) const {
+    if (dtype != DType::bf16 || !adds_bf16()) checks::floating(verb, dtype);
+  }
+  /// Whether it has sums of bf16 (the host has none).
+  virtual bool adds_bf16() const = 0;
   /// Another of the same kind, for what split() has made.
   virtual std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> part) = 0;
   /// Throws InternalError between start_reduce on the device and finish; the host's communicator sees to its own.

@@ -42,6 +42,7 @@ class StagedCommunicator final : public DeviceCommunicator {
     return std::make_unique<StagedCommunicator>(std::move(part), pinned_);
   }
 
+  bool adds_bf16() const override { return false; }
   void require_finished(const char*) const override {}  // what was started is the host's
 
   void device_broadcast(Stream& stream, TensorView x, int root) override {

@@ -201,6 +201,7 @@ class NcclCommunicator final : public DeviceCommunicator {
   std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> part) override {
     return std::make_unique<NcclCommunicator>(std::move(part), job_);
   }
+  bool adds_bf16() const override { return true; }
   void require_finished(const char* verb) const override {
     if (started_) throw InternalError("{} before finish() of what was started", verb);
   }
