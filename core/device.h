@@ -12,6 +12,10 @@ std::string_view name_of(Device device);
 /// rehearsal memory is handed out and counted, but only addresses of it exist until somebody writes there.
 enum class Execution : std::uint8_t { real, rehearsal };
 
+/// How a CUDA device multiplies matrices of f32: as they are, or with operands rounded to the 10 bits of tf32 and sums
+/// in f32, which is several times as fast.
+enum class F32Products : std::uint8_t { exact, tf32 };
+
 class Profile;
 namespace kernels {
 class DeviceLibraries;

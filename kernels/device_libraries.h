@@ -18,7 +18,7 @@ class MatrixProducts;
 class DeviceLibraries {
  public:
   /// Throws DeviceError when cuBLASLt does not start, ResourceError.
-  DeviceLibraries(Stream& stream, Allocator& allocator);
+  DeviceLibraries(Stream& stream, Allocator& allocator, F32Products f32 = F32Products::exact);
   ~DeviceLibraries();
   DeviceLibraries(const DeviceLibraries&) = delete;
   DeviceLibraries& operator=(const DeviceLibraries&) = delete;

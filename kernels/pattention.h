@@ -18,15 +18,14 @@
 //
 // dtype f32 or f64 throughout (all operands alike). On a CUDA device bf16 too: stat, weight, dot and dweight are then
 // f32, dK and dV f32 or bf16, sums are f32; scores, P and what the row passes read and write are rounded to bf16.
-// On the CPU f32 accumulates in f32 in fixed order. An element of a product is a sum of chains of fused multiply-adds of
-// fixed length, from token 0 (or row, or column 0) on, so that its bits depend neither on the sizes around it nor on the
-// threads, and appended tokens whose P is 0 leave every bit of U.
-// Views may have row strides; `stat`, `weight`, `dot` and `dweight` are columns: shape [T, 1], any row stride.
-// On a CUDA device the products are cuBLASLt's: the same bits in every call of one shape, but those of U may change
-// with n; `stat`, P and what else is made of rows keep theirs when tokens with P = 0 are appended. Workspace: a tensor
-// of at least X_workspace(...) elements of the operands' dtype, asked for with the number of threads (OpenMP) that the
-// kernel then runs with, or for the device. Nothing is allocated. Throws ShapeError or DTypeError naming the function
-// and the operands.
+// On the CPU f32 accumulates in f32 in fixed order. An element of a product is a sum of chains of fused multiply-adds
+// of fixed length, from token 0 (or row, or column 0) on, so that its bits depend neither on the sizes around it nor on
+// the threads, and appended tokens whose P is 0 leave every bit of U. Views may have row strides; `stat`, `weight`,
+// `dot` and `dweight` are columns: shape [T, 1], any row stride. On a CUDA device the products are cuBLASLt's: the same
+// bits in every call of one shape, but those of U may change with n; `stat`, P and what else is made of rows keep
+// theirs when tokens with P = 0 are appended. Workspace: a tensor of at least X_workspace(...) elements of the
+// operands' dtype, asked for with the number of threads (OpenMP) that the kernel then runs with, or for the device.
+// Nothing is allocated. Throws ShapeError or DTypeError naming the function and the operands.
 //
 // `floored`, [1] f64 or empty, is a counter: rows below the norm floor are added to it.
 #include <cstddef>

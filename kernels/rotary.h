@@ -11,8 +11,9 @@ void rotary_tables(Stream& stream, double base, TensorView cosine, TensorView si
 
 enum class RotaryDirection : std::uint8_t { forward, backward };
 
-/// In place. x [T, heads * head_dim], T a multiple of seq, f32 or f64 like the tables, or bf16 with tables of f32 (CUDA); row t sits at position
-/// first_position + t % seq. Of each head the first r = 2 * cosine.columns() dimensions rotate in pairs (i, i + r/2):
+/// In place. x [T, heads * head_dim], T a multiple of seq, f32 or f64 like the tables, or bf16 with tables of f32
+/// (CUDA); row t sits at position first_position + t % seq. Of each head the first r = 2 * cosine.columns() dimensions
+/// rotate in pairs (i, i + r/2):
 ///   x1' = x1 cos - x2 sin,   x2' = x2 cos + x1 sin        (backward: sin negated, which is the transpose)
 /// Throws ShapeError when a position is past the tables or r > head_dim, DTypeError.
 void rotary_apply(Stream& stream, RotaryDirection direction, ConstTensorView cosine, ConstTensorView sine,

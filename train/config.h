@@ -69,6 +69,7 @@ struct TrainConfig {
   std::int64_t max_bad_steps = 10;
   std::int64_t seed = 1;
   DType dtype = DType::f32;
+  F32Products f32_products = F32Products::exact;
   SavePolicy saves;
   GrowthConfig growth;
 };

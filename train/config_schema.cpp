@@ -262,6 +262,8 @@ std::vector<Field> make_fields() {
       choice("train.dtype", MEMBER(train.dtype), {"f32", "f64", "bf16"},
              "arithmetic of the model; bf16 (run.device = \"cuda\"): of products, activations and what reads them, "
              "with parameters, moments, sums and row statistics in f32"));
+  f.push_back(flag("train.tf32", MEMBER(train.f32_products),
+                   "whether a device multiplies f32 with operands rounded to tf32: faster, and off by 2^-11"));
   f.push_back(
       choice("train.recompute", MEMBER(train.saves.recompute), {"none", "scores", "block"},
              "computed again in backward instead of kept, with the same bits: nothing; the scores of Pattention; "
@@ -421,6 +423,10 @@ void validate_bf16(const RunConfig& config) {
 /// What there are kernels for on other devices than the processor.
 void validate_device(const RunConfig& config) {
   if (config.train.dtype == DType::bf16) validate_bf16(config);
+  if (config.train.f32_products == F32Products::tf32 &&
+      (config.run.device == Device::cpu || config.train.dtype != DType::f32)) {
+    throw ConfigError("train.tf32 = true is for run.device = \"cuda\" and train.dtype = \"f32\"");
+  }
   if (config.run.device == Device::cpu) return;
   const std::string_view device = name_of(config.run.device);
   if (config.model.attention.kind != AttentionKind::softmax) {

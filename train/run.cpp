@@ -60,7 +60,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     log::info("{} is the end of the run: nothing is left to do", start.path);
     return ExitCode::done;
   }
-  Workplace workplace(world, config.run.device, config.parallel.share_device);
+  Workplace workplace(world, config.run.device, config.parallel.share_device, config.train.f32_products);
   Mesh mesh =
       Mesh::create(workplace.world(), static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
   // A layout that cannot be is no start of the run.

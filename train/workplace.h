@@ -18,10 +18,10 @@ RunConfig placed(RunConfig config, const std::string& device, bool share_device)
 /// Made in main, outlives everything that computes.
 class Workplace {
  public:
-  /// `device` is run.device, `use` is parallel.share_device. Rank i of a host takes device i of those that it sees;
-  /// where ranks share them, modulo their number. Throws DeviceError when a rank sees no such device, ConfigError
-  /// when two ranks would use the same one and may not. Collective.
-  Workplace(Communicator& world, Device device, DeviceUse use = DeviceUse::own);
+  /// `device` is run.device, `use` is parallel.share_device, `f32` is train.tf32. Rank i of a host takes device i of
+  /// those that it sees; where ranks share them, modulo their number. Throws DeviceError when a rank sees no such
+  /// device, ConfigError when two ranks would use the same one and may not. Collective.
+  Workplace(Communicator& world, Device device, DeviceUse use = DeviceUse::own, F32Products f32 = F32Products::exact);
   ~Workplace();
   Workplace(const Workplace&) = delete;
   Workplace& operator=(const Workplace&) = delete;

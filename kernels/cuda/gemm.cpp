@@ -83,7 +83,8 @@ struct Plan {
 
 class CublasLtProducts final : public MatrixProducts {
  public:
-  CublasLtProducts(void* workspace, std::size_t bytes) : workspace_(workspace), workspace_bytes_(bytes) {
+  CublasLtProducts(void* workspace, std::size_t bytes, F32Products f32)
+      : workspace_(workspace), workspace_bytes_(bytes), f32_(f32) {
     check(cublas_lt().cublasLtCreate(library_.place()), "cublasLtCreate");
   }
   void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const float> a, Rows<const float> b,
@@ -127,9 +128,10 @@ class CublasLtProducts final : public MatrixProducts {
 
   template <class T, class Out>
   Plan make_plan(Op a_op, Op b_op, const Rows<const T>& a, const Rows<const T>& b, const Rows<Out>& c) {
-    constexpr cublasComputeType_t kSums = std::is_same_v<T, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
+    cublasComputeType_t how = std::is_same_v<T, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
+    if (std::is_same_v<T, float> && f32_ == F32Products::tf32) how = CUBLAS_COMPUTE_32F_FAST_TF32;
     Plan plan;
-    check(cublas_lt().cublasLtMatmulDescCreate(plan.description.place(), kSums, kType<Compute<T>>),
+    check(cublas_lt().cublasLtMatmulDescCreate(plan.description.place(), how, kType<Compute<T>>),
           "cublasLtMatmulDescCreate");
     const auto set_op = [&](cublasLtMatmulDescAttributes_t which, Op op) {
       const cublasOperation_t value = op == Op::transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -169,13 +171,14 @@ class CublasLtProducts final : public MatrixProducts {
   Library library_;
   void* workspace_;
   std::size_t workspace_bytes_;
+  F32Products f32_;
   std::map<Key, Plan> plans_;
 };
 
 }  // namespace
 
-std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes) {
-  return std::make_unique<CublasLtProducts>(workspace, workspace_bytes);
+std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes, F32Products f32) {
+  return std::make_unique<CublasLtProducts>(workspace, workspace_bytes, f32);
 }
 
 template <class T>

@@ -29,7 +29,7 @@ class MatrixProducts {
 };
 
 /// `workspace` outlives it. Throws DeviceError.
-std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes);
+std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes, F32Products f32);
 
 /// The same of views, with the products of the stream's libraries. A and B are stored as T, C as T or Compute<T>.
 /// Throws InternalError when the stream has no libraries.

@@ -236,6 +236,7 @@ TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
   }
   c.model.rotary_fraction = 0;                     // as "cosformer" wants it,
   c.run.device = Device::cpu;                      // and this
+  c.train.dtype = DType::f64;                      // bf16 is a device's
   c.train.saves.dtype = SavedDType::same;          // bf16 is for f32 alone
   c.run.deterministic = Determinism::same_layout;  // the other does not go with "polled" and "append"
   const RunConfig back = parse_config(to_toml(c), "checkpoint").config;
@@ -340,6 +341,16 @@ TEST(Config, DevicesHaveKernelsForSomeModels) {
       complaint_of("", {"run.device=cuda", "model.attention.kind=performer"}),
       "--set run.device: run.device = \"cuda\": there model.attention.kind is \"softmax\", not \"performer\", which "
       "the processor computes");
+  EXPECT_EQ(complaint_of("", {"train.dtype=bf16"}),
+            "--set train.dtype: train.dtype = \"bf16\" is for run.device = \"cuda\"; on the processor use \"f32\"");
+  EXPECT_EQ(complaint_of("", {"train.dtype=bf16", "run.device=cuda", "model.norm=softmax"}),
+            "--set train.dtype: train.dtype = \"bf16\" is for model.norm = \"l2_norm_gelu\", not \"softmax\"");
+  EXPECT_EQ(
+      complaint_of("", {"train.dtype=bf16", "run.device=cuda", "parallel.share_device=true", "parallel.tp=2"}),
+      "--set train.dtype: train.dtype = \"bf16\" with parallel.share_device = true is for parallel.tp = 1: the host "
+      "adds no bf16");
+  EXPECT_EQ(complaint_of("", {"train.tf32=true"}),
+            "--set train.tf32: train.tf32 = true is for run.device = \"cuda\" and train.dtype = \"f32\"");
   EXPECT_EQ(
       complaint_of("", {"run.device=cuda", "model.dim=520"}),
       "--set run.device: run.device = \"cuda\": a head of model.dim = 520 and model.heads = 4 is 130 wide, at most "

@@ -1,6 +1,6 @@
-// Kernels on a CUDA device with operands in bf16, beside the CPU's in f32 with the same numbers. What a kernel rounds
-// on its way (its result, P, the scores) is off by 2^-8 of its size at most; bounds are given in that unit, of the
-// largest number of the result.
+// Kernels on a CUDA device with operands in bf16 (and products in tf32), beside the CPU's in f32 with the same numbers.
+// What a kernel rounds on its way (its result, P, the scores) is off by 2^-8 of its size at most; bounds are given in
+// that unit, of the largest number of the result.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -319,6 +319,26 @@ TEST(Bf16, CudaPattention) {
         compare_pattention(device, norm, halves);
       }
     }
+  });
+}
+
+TEST(Tf32, CudaRoundsTheOperands) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const auto a = Matrix<float>::random(33, 40, 1), b = Matrix<float>::random(31, 40, 2);
+    Matrix<float> exact(33, 31), rounded(33, 31);
+    const auto multiply = [&](F32Products f32, Matrix<float>& c) {
+      const kernels::DeviceLibraries libraries(device.stream, device.memory, f32);
+      test::with_copies(
+          device,
+          [&](auto a_, auto b_, auto c_) {
+            kernels::gemm(device.stream, Transpose::no, Transpose::yes, 1, a_, b_, GradMode::overwrite, c_);
+          },
+          a, b, c);
+    };
+    multiply(F32Products::exact, exact);
+    multiply(F32Products::tf32, rounded);
+    EXPECT_FALSE(rounded.same_bits(exact));
+    test::expect_near(rounded, exact, 40 * 2.0 / 2048);
   });
 }
 

@@ -1,6 +1,7 @@
 #include <cblas.h>
 #include <cublasLt.h>
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -8,6 +9,7 @@
 
 struct cublasEmulatedHandle {};
 struct cublasEmulatedDescription {
+  cublasComputeType_t compute;
   cudaDataType_t scale;
   cublasOperation_t a_op = CUBLAS_OP_N, b_op = CUBLAS_OP_N;
 };
@@ -50,6 +52,12 @@ bool fits(const cublasEmulatedDescription& d, const cublasEmulatedLayout& a, con
   return left.rows == c.rows && right.columns == c.columns && left.columns == right.rows;
 }
 
+/// To the 10 bits of tf32, to nearest, ties to even.
+float rounded_to_tf32(float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  return std::bit_cast<float>((u + 0xfffU + ((u >> 13) & 1U)) & ~0x1fffU);
+}
+
 /// The numbers of a matrix of bf16 or f32 as f32, one column after the other.
 std::vector<float> widened(const void* data, const cublasEmulatedLayout& m) {
   std::vector<float> wide(m.rows * m.columns);
@@ -75,8 +83,9 @@ const char* cublasLtGetStatusString(cublasStatus_t status) {
 }
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) { return make(handle); }
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) { return destroy(handle); }
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* description, cublasComputeType_t, cudaDataType_t scale) {
-  return make(description, scale);
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* description, cublasComputeType_t compute,
+                                        cudaDataType_t scale) {
+  return make(description, compute, scale);
 }
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t description) { return destroy(description); }
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t which,
@@ -121,8 +130,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
                                     static_cast<int>(Size(*a_layout, d->a_op).columns));
   const auto [lda, ldb, ldc] = std::tuple(static_cast<int>(a_layout->pitch), static_cast<int>(b_layout->pitch),
                                           static_cast<int>(c_layout->pitch));
-  if (a_layout->type == CUDA_R_16BF) {
-    const std::vector<float> left = widened(a, *a_layout), right = widened(b, *b_layout);
+  const bool tf32 = d->compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+  if (a_layout->type == CUDA_R_16BF || tf32) {
+    std::vector<float> left = widened(a, *a_layout), right = widened(b, *b_layout);
+    if (tf32) {
+      for (float& x : left) x = rounded_to_tf32(x);
+      for (float& x : right) x = rounded_to_tf32(x);
+    }
     const float factor = *static_cast<const float*>(beta);
     std::vector<float> sums =
         factor == 0 ? std::vector<float>(c_layout->rows * c_layout->columns) : widened(c, *c_layout);
