@@ -1,5 +1,7 @@
 #pragma once
 // The one line in which a kernel's public function chooses the code for the stream's device.
+#include <type_traits>
+
 #include "core/cuda_built.h"
 #include "core/device.h"
 #include "core/dtype.h"
@@ -27,18 +29,18 @@ void on_device(const Stream& stream, [[maybe_unused]] const Cpu& cpu, [[maybe_un
   if constexpr (!std::is_same_v<T, bf16>) cpu(T{});
 }
 
+/// The same for a kernel that has code for the CPU only (check_cpu).
+template <class Cpu>
+void on_cpu(const Stream& stream, const Cpu& cpu) {
+  if (!stream.rehearses()) cpu();
+}
+
 /// Calls `f(T{})` with the type that `dtype` is stored in: f32 or f64, on a CUDA device also bf16.
 /// Throws DTypeError naming `op` for any other.
 template <class F>
 void with_stored_type(const char* op, const Stream& stream, DType dtype, const F& f) {
   if (dtype == DType::bf16 && stream.device() == Device::cuda) return f(bf16{});
   with_compute_type(op, dtype, f);
-}
-
-/// The same for a kernel that has code for the CPU only (check_cpu).
-template <class Cpu>
-void on_cpu(const Stream& stream, const Cpu& cpu) {
-  if (!stream.rehearses()) cpu();
 }
 
 }  // namespace tforge::kernels
