@@ -1,0 +1,84 @@
+"""The jobs on devices, which are emulated ones: train, resume, evaluate and generate on them and on the CPU in turn."""
+
+import re
+import unittest
+
+from support import CONFIG, JobTest, configured
+
+DEVICE = ["run.device=cuda"]
+
+
+class Device(JobTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # Few rows: an emulated device is slow.
+        cls.write("tiny.toml", CONFIG.replace("max_seq = 64", "max_seq = 32"))
+        cls.finish(cls.run_job("tf_train", *cls.settings("cpu")))
+        cls.finish(cls.run_job("tf_train", *cls.settings("bf16", *DEVICE, "train.dtype=bf16")))
+
+    @staticmethod
+    def settings(folder, *more):
+        return configured("tiny.toml", f"run.dir={folder}", "train.eval_tokens=128", *more)
+
+    def near(self, losses, bound):
+        want = self.losses("cpu")
+        self.assertEqual(losses.keys(), want.keys())
+        for step in want:
+            self.assertLess(abs(losses[step] / want[step] - 1), bound, f"step {step}")
+
+    def test_trains_as_the_cpu_does(self):
+        self.ok("tf_train", *self.settings("f32", *DEVICE))
+        self.near(self.losses("f32"), 1e-5)
+        self.near(self.losses("bf16"), 0.01)
+        self.assertNotEqual(self.losses("bf16"), self.losses("f32"))
+        self.ok("tf_train", *self.settings("tf32", *DEVICE, "train.tf32=true"))
+        self.near(self.losses("tf32"), 1e-3)
+        self.assertNotEqual(self.losses("tf32"), self.losses("f32"))
+
+    def test_several_devices_and_a_shared_one(self):
+        self.ok("tf_train", *self.settings("dp", *DEVICE, "parallel.dp=2"), ranks=2, env={"TFORGE_EMULATOR_DEVICES": "2"})
+        self.near(self.losses("dp"), 1e-5)
+        self.ok("tf_train", *self.settings("tp", *DEVICE, "parallel.tp=2", "train.dtype=bf16"), ranks=2,
+                env={"TFORGE_EMULATOR_DEVICES": "2"})
+        self.near(self.losses("tp"), 0.01)
+        self.ok("tf_train", *self.settings("shared", *DEVICE, "parallel.tp=2", "parallel.share_device=true"), ranks=2)
+        self.near(self.losses("shared"), 1e-5)
+        self.fails(2, 'run.device = "cuda": ranks 0 and 1 would use the same device of #, where 2 ranks are; start as many '
+                   "ranks as there are devices, or let ranks share one with parallel.share_device = true",
+                   "tf_train", *self.settings("refused", *DEVICE, "parallel.tp=2"), ranks=2)
+
+    def test_resumes_there_and_back(self):
+        stop = "train.max_tokens=384"  # 3 updates
+        self.ok("tf_train", *self.settings("stopped", *DEVICE, "train.dtype=bf16", stop))
+        self.ok("tf_train", *self.settings("stopped", *DEVICE, "train.dtype=bf16"))
+        self.same_tensors("bf16/step_00000006.h5", "stopped/step_00000006.h5")
+        self.ok("tf_train", *self.settings("moved", *DEVICE, stop))
+        resumed = self.ok("tf_train", *self.settings("moved"))
+        self.assertIn('run.device: "cuda" -> "cpu"', resumed.err)
+        self.near(self.losses("moved"), 1e-5)
+
+    def test_evaluates_and_generates(self):
+        checkpoint = "cpu/step_00000006.h5"
+        want = self.nll(checkpoint, "--max-tokens", 256)
+        self.assertLess(abs(self.nll(checkpoint, "--max-tokens", 256, "--device", "cuda") / want - 1), 1e-5)
+        # What was trained in bf16 is evaluated so on a device, and in f32 on the CPU.
+        narrow = [self.nll("bf16/step_00000006.h5", "--max-tokens", 256, "--device", d) for d in ["cpu", "cuda"]]
+        self.assertLess(abs(narrow[1] / narrow[0] - 1), 0.01)
+        self.assertNotEqual(narrow[0], narrow[1])
+        command = ["--checkpoint", checkpoint, "--prompt", "And God", "--tokens", 12, "--greedy", "--threads", 1]
+        text = self.ok("tf_generate", *command).out
+        self.assertEqual(self.ok("tf_generate", *command, "--device", "cuda").out, text)
+        self.assertEqual(self.ok("tf_generate", *command, "--device", "cuda", "--share-device", ranks=2).out, text)
+        self.fails(2, "--device gpu: there are cpu and cuda", "tf_generate", *command, "--device", "gpu")
+
+    def test_without_a_device(self):
+        none = {"TFORGE_EMULATOR_DEVICES": "0"}
+        ended = self.run_job("tf_train", *self.settings("none", *DEVICE), env=none)
+        self.assertEqual(ended.code, 3, ended)
+        self.assertTrue(re.match(r'tf_train: error: run.device = "cuda": there is none here: ', ended.errors[0]), ended)
+        self.assertEqual(len(ended.errors), 1, ended)
+
+
+if __name__ == "__main__":
+    unittest.main()
