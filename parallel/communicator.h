@@ -96,8 +96,8 @@ bool is_heartbeat_channel(std::string_view channel);
 /// Starts MPI and returns all ranks of the job. Throws ResourceError when the number of MPI ranks differs from what the
 /// launcher says it started (SLURM_NTASKS under srun, OMPI_COMM_WORLD_SIZE under mpirun) or from
 /// `expect_ranks`: otherwise N independent models would be trained. The text says how to launch. Throws ResourceError
-/// when the ranks cannot hear each other's heartbeats. A rank whose launcher is gone before MPI has started, or whose MPI
-/// does not start in time, says so and ends with exit code 12.
+/// when the ranks cannot hear each other's heartbeats. A rank whose launcher is gone before MPI has started, or whose
+/// MPI does not start in time, says so and ends with exit code 12.
 std::unique_ptr<Communicator> create_world(const WorldOptions& options);
 
 /// A communicator of one rank that needs no MPI.
