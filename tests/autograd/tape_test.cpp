@@ -248,7 +248,7 @@ TEST_F(TapeTest, LossMustBeOneNumber) {
 TEST_F(TapeTest, GradientsOfAnotherShapeAreRefused) {
   const Tensor two = test::vector(allocator, {1, 2}), three = test::vector(allocator, {1, 2, 3});
   EXPECT_EQ(error_of<ShapeError>([&] { Var::parameter(two, three, nullptr, 0); }),
-            "a parameter of shape [2] with a gradient of shape [3]");
+            "a parameter of shape [2] and f64 with a gradient of shape [3] and f64");
   const Parameter p(allocator, {1, 2});
   const Var y = times(tape, p.var, 1);
   Grad grad = y.grad();

@@ -287,8 +287,21 @@ TYPED_TEST(CommunicatorTest, RefusesOperandsThatDoNotFit) {
   EXPECT_THROW(this->world_.broadcast(this->stream_, a.view(), this->size_), InternalError);
   Tensor m = b.reshaped(Shape{2, 2});
   EXPECT_THROW(this->world_.all_reduce(this->stream_, m.view().column_range(0, 1), ReduceOp::sum), ShapeError);
-  Tensor half = Tensor::zeros(this->allocator_, Shape{3}, DType::bf16, Purpose::communication);
-  EXPECT_THROW(this->world_.all_reduce(this->stream_, half.view(), ReduceOp::sum), DTypeError);
+}
+
+TYPED_TEST(CommunicatorTest, AddsBf16OnDevicesAlone) {
+  const std::vector<bf16> halves{bf16(1.0F), bf16(static_cast<float>(this->world_.rank()))};
+  Tensor x = Tensor::of<bf16>(this->allocator_, Shape{2}, halves, Purpose::communication);
+  const auto add = [&] { this->world_.all_reduce(this->stream_, x.view(), ReduceOp::sum); };
+  if (!std::is_same_v<typename TypeParam::Place, CudaNccl>) {
+    EXPECT_THROW(add(), DTypeError);
+    return;
+  }
+  add();
+  Allocator host;
+  const Tensor sum = x.clone(host);
+  EXPECT_EQ(static_cast<float>(sum.span<bf16>()[0]), static_cast<float>(this->size_));
+  EXPECT_EQ(static_cast<float>(sum.span<bf16>()[1]), static_cast<float>(this->size_ * (this->size_ - 1) / 2));
 }
 
 TEST(Communicator, ReducesIntegersAndMovesHalves) {
