@@ -185,7 +185,8 @@ int main(int argc, char** argv) {
     for (std::int64_t round = 0; round < rounds; ++round) {
       for (std::size_t i = 0; i < cases().size(); ++i) measure(cases()[i], measured[i]);
       Allocator allocator;
-      const bench::Ceilings ceilings = bench::measure_ceilings(allocator);
+      Stream stream;
+      const bench::Ceilings ceilings = bench::measure_ceilings(stream, allocator);
       flops.push_back(ceilings.flops_per_second);
       bytes.push_back(ceilings.bytes_per_second);
     }

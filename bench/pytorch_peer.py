@@ -2,8 +2,8 @@
 """TokenFormer, Transformer or MemoryFormer in plain PyTorch, as a user would write it: the peer of step_bench. Prints one JSON line.
 
 The model is that of the paper's public configuration (pre-norm, non-parametric LayerNorm, Pattention l2_norm_gelu,
-rotary embedding on a quarter of each head, tied head) in f32, with AdamW and a clipped global norm. A step is
-forward, backward, clip and update on random tokens; the median over --steps is reported after --warmup steps. Several
+rotary embedding on a quarter of each head, tied head) in f32, with AdamW and a clipped global norm; --dtype bf16
+computes under autocast, with parameters and moments in f32. A step is forward, backward, clip and update on random tokens; the median over --steps is reported after --warmup steps. Several
 --ranks are processes under DistributedDataParallel over gloo, which share --batch. An option that the installed
 PyTorch lacks is refused, never replaced.
 """
@@ -196,6 +196,7 @@ def parser(description):
     ]:
         result.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     result.add_argument("--kind", choices=("tokenformer", "transformer", "memoryformer"), default="tokenformer")
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     result.add_argument("--attention", choices=("naive", "sdpa"), default="naive", help="default naive")
     return result
 
@@ -207,6 +208,7 @@ def parse():
     for name, choices in [
         ("optimizer", ("loop", "foreach", "fused")),
         ("compile", ("off", "default", "max-autotune")),
+        ("dtype", ("f32", "tf32", "bf16")),
     ]:
         arguments.add_argument(f"--{name}", choices=choices, default=choices[0], help=f"default {choices[0]}")
     args = arguments.parse_args()
@@ -222,6 +224,8 @@ def parse():
     ]
     if lacks:
         arguments.exit(2, f"{arguments.prog}: PyTorch {torch.__version__} has no {' and no '.join(lacks)}\n")
+    if args.device == "cuda" and (args.ranks > 1 or not torch.cuda.is_available()):
+        arguments.exit(2, f"{arguments.prog}: --device cuda is for one rank and a device that PyTorch finds\n")
     if args.batch % args.ranks:
         arguments.exit(2, f"{arguments.prog}: --batch {args.batch} cannot be dealt to {args.ranks} ranks\n")
     return args
@@ -230,7 +234,8 @@ def parse():
 def run(rank, args, meeting):
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
-    model = LanguageModel(args)
+    torch.backends.cuda.matmul.allow_tf32 = args.dtype == "tf32"
+    model = LanguageModel(args).to(args.device)
     parameters = sum(p.numel() for p in model.parameters())
     if args.ranks > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -240,17 +245,20 @@ def run(rank, args, meeting):
         model = torch.compile(model, mode=args.compile)
     kind = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[args.optimizer]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, **kind)
-    text = torch.randint(args.vocab, (args.batch, args.seq + 1)).chunk(args.ranks)[rank]
+    text = torch.randint(args.vocab, (args.batch, args.seq + 1)).chunk(args.ranks)[rank].to(args.device)
 
     seconds, last_loss = [], None
     for step in range(args.warmup + args.steps):
         start = time.perf_counter()
-        loss = model(text[:, :-1], text[:, 1:])
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16"):
+            loss = model(text[:, :-1], text[:, 1:])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         last_loss = loss.item()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         if step >= args.warmup:
             seconds.append(time.perf_counter() - start)
 
@@ -267,6 +275,7 @@ def run(rank, args, meeting):
             "ms_min": round(1000 * min(seconds), 2),
             "ms_max": round(1000 * max(seconds), 2),
             "peak_rss_mb": round(megabytes.item(), 1),
+            "peak_device_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1) if args.device == "cuda" else 0,
             "parameters": parameters,
             "loss": last_loss,
             "ranks": args.ranks,

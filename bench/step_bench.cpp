@@ -7,9 +7,11 @@
 #include <chrono>
 #include <cstdio>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "core/device_queue.h"
 #include "core/rng.h"
 #include "jobs/job.h"
 #include "kernels/gemm.h"
@@ -22,6 +24,7 @@
 #include "train/optimizer.h"
 #include "train/plan.h"
 #include "train/trainer.h"
+#include "train/workplace.h"
 
 using namespace tforge;
 
@@ -61,7 +64,7 @@ int main(int argc, char** argv) {
   std::string kind = "tokenformer";
   std::int64_t ffn_dim = 0, hash_bits = 8;
   std::vector<std::string> set;
-  bool profile_wanted = false;
+  bool profile_wanted = false, ceilings_wanted = false;
   std::optional<double> link_gbs;
   std::optional<std::string> device_path;
   double link_us = 2;
@@ -83,8 +86,10 @@ int main(int argc, char** argv) {
                   {"warmup", "N", &warmup, "steps before them"},
                   {"threads", "N", &threads, "OpenMP threads a rank"},
                   {"tp", "N", &tp, "tensor-parallel ranks"},
-                  {"set", "KEY=VALUE", &set, "a key of [train], [parallel] or run.deterministic, as for tf_train"},
+                  {"set", "KEY=VALUE", &set,
+                   "a key of [train] or [parallel], run.deterministic or run.device, as for tf_train"},
                   {"profile", "", &profile_wanted, "one step more, with a table of its kernels"},
+                  {"ceilings", "", &ceilings_wanted, "also the rates of a large product and sum, measured here"},
                   {"link-gbs", "X", &link_gbs, "also predicts 8, 64 and 512 such ranks over links of X GB/s each way"},
                   {"device-profile", "FILE", &device_path,
                    "also says what tf_plan predicts with this profile; several ranks need its [link]"},
@@ -105,10 +110,11 @@ int main(int argc, char** argv) {
     config.model.max_seq = seq;
     config.model.tokens = {tokens_attn, tokens_attn, tokens_attn, tokens_attn, tokens_ffn};
     config.train.batch = batch;
-    Mesh mesh = Mesh::create(world, 0, static_cast<int>(tp));
+    Workplace place(world, config.run.device, config.parallel.share_device, config.train.f32_products);
+    Mesh mesh = Mesh::create(place.world(), 0, static_cast<int>(tp));
 
-    Allocator allocator;
-    Stream stream;
+    Allocator& allocator = place.memory();
+    Stream& stream = place.stream();
     const std::unique_ptr<LanguageModel> made = make_model(allocator, stream, config.model, config.train.dtype,
                                                            *mesh.tp_comm, plan_shards(config, mesh.tp, nullptr));
     LanguageModel& model = *made;
@@ -116,16 +122,19 @@ int main(int argc, char** argv) {
     GradientPass gradients(config, model, mesh, allocator, stream);
     AdamW optimizer = make_optimizer(config, allocator, model.parameters(), gradients.buckets(), mesh);
     const std::int64_t most = deal_sequences(config, mesh.dp).count(0) * seq;
-    MicroBatch batch_of_rank{Tensor::empty(allocator, Shape{most}, DType::i32, Purpose::activations),
-                             Tensor::empty(allocator, Shape{most}, DType::i32, Purpose::activations)};
     const Rng rng(1, "bench");
-    const auto token = [&](std::int64_t i) {
-      return static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(vocab)));
-    };
-    for (std::int64_t i = 0; i < most; ++i) {
-      batch_of_rank.tokens.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i);
-      batch_of_rank.targets.span<std::int32_t>()[static_cast<std::size_t>(i)] = token(i + 1);
+    std::vector<std::int32_t> text;
+    for (std::int64_t i = 0; i <= most; ++i) {
+      text.push_back(
+          static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(vocab))));
     }
+    const auto part = [&](std::int64_t first) {
+      return Tensor::of<std::int32_t>(
+          allocator, Shape{most},
+          std::span(text).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(most)),
+          Purpose::activations);
+    };
+    const MicroBatch batch_of_rank{part(0), part(1)};
     const auto next_batch = [&](const MicroRange& now, const MicroRange&) {
       return MicroBatch{batch_of_rank.tokens.rows(0, now.count * seq), batch_of_rank.targets.rows(0, now.count * seq)};
     };
@@ -144,6 +153,7 @@ int main(int argc, char** argv) {
       const double norm = optimizer.gradient_norm(stream, config.train, 0, mesh, model.reducer());
       optimizer.update(stream, config.train, 0, 1e-4, norm > 1 ? 1 / norm : 1.0);
       gradients.share_values();
+      wait(stream);
       return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     };
     for (std::int64_t i = 0; i < warmup + steps; ++i) {
@@ -161,18 +171,25 @@ int main(int argc, char** argv) {
     for (const std::string& kib : world.all_gather_bytes(std::to_string(usage.ru_maxrss))) {
       resident_mb += std::stod(kib) * 1024 / 1e6;
     }
+    const MemoryReport memory = allocator.report();
+    std::string rates;
+    if (ceilings_wanted) {
+      const bench::Ceilings c = bench::measure_ceilings(stream, allocator, config.train.dtype);
+      rates = fmt::format(", \"gemm_gflops\": {:.1f}, \"memory_gbytes\": {:.1f}", c.flops_per_second / 1e9,
+                          c.bytes_per_second / 1e9);
+    }
     if (world.rank() == 0) {
       std::printf(
           "{\"what\": \"tokenforge\", \"parameters\": %lld, \"ranks\": %d, \"tokens_per_s\": %.1f, "
           "\"ms_per_step\": %.3f, \"ms_min\": %.3f, \"ms_max\": %.3f, \"peak_rss_mb\": %.1f, "
           "\"peak_tensor_mb\": %.1f, \"reserved_mb\": %.1f, \"communication_ms\": %.3f, \"exposed_ms\": %.3f, "
-          "\"communication_bytes\": %.0f}\n",
+          "\"communication_bytes\": %.0f%s}\n",
           static_cast<long long>(config.model.parameters()), world.size(),
           static_cast<double>(batch * seq) / median * 1e3, median, milliseconds.front(), milliseconds.back(),
-          resident_mb, static_cast<double>(allocator.report().total_peak) / 1e6,
-          static_cast<double>(allocator.report().reserved) / 1e6, (after.seconds - before.seconds) * per_step * 1e3,
+          resident_mb, static_cast<double>(memory.total_peak) / 1e6,
+          static_cast<double>(memory.reserved) / 1e6, (after.seconds - before.seconds) * per_step * 1e3,
           (after.exposed_seconds - before.exposed_seconds) * per_step * 1e3,
-          static_cast<double>(after.bytes - before.bytes) * per_step);
+          static_cast<double>(after.bytes - before.bytes) * per_step, rates.c_str());
     }
     if (device_path && world.rank() == 0) {
       const DeviceProfile device = load_device_profile(*device_path);
@@ -192,7 +209,9 @@ int main(int argc, char** argv) {
       stream.set_profile(&profile);
       const double ms = step();
       stream.set_profile(nullptr);
-      if (world.rank() == 0) bench::print_profile(stderr, profile, ms / 1e3, bench::measure_ceilings(allocator));
+      if (world.rank() == 0) {
+        bench::print_profile(stderr, profile, ms / 1e3, bench::measure_ceilings(stream, allocator, config.train.dtype));
+      }
     }
     return ExitCode::done;
   });

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/device_queue.h"
+
 namespace tforge {
 
 void Profile::add(std::string_view name, double seconds, Work work) {
@@ -11,6 +13,20 @@ void Profile::add(std::string_view name, double seconds, Work work) {
   entry->seconds += seconds;
   entry->work.flops += work.flops;
   entry->work.bytes += work.bytes;
+}
+
+void ProfileScope::begin() {
+  if (!stream_.rehearses()) wait(stream_);
+  begun_ = std::chrono::steady_clock::now();
+}
+
+void ProfileScope::end() {
+  try {
+    if (!stream_.rehearses()) wait(stream_);
+  } catch (...) {  // NOLINT(bugprone-empty-catch): the next who waits hears of it, in no destructor
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
+  stream_.profile()->add(name_, seconds, work_);
 }
 
 }  // namespace tforge

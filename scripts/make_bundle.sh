@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/make_bundle.sh [--output DIR] [--build DIR]: one archive that runs on any Linux of x86-64 with glibc 2.36 or
-# newer and no package of ours: the jobs, the tests with what they read, the libraries, the MPI launcher, a text to train on,
+# newer and no package of ours: the jobs, the step benchmark, the tests with what they read, the libraries, the MPI launcher, a text to train on,
 # the licences. Unpacked by `tar xf`, used as bundle/README.md says. --output: where the archive goes, default out/.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -43,8 +43,9 @@ for test in "$build"/tests/*_test "$build"/tests/launch/heartbeat_test; do
   [[ $test != *_emulated_test ]] || continue  # for machines that build
   strip -o "$root/libexec/tests/${test##*/}" "$test"
 done
+strip -o "$root/libexec/step_bench" "$build/bench/step_bench"
 # What the tests read lies where it does in the sources.
-git ls-files tests/golden tests/compat configs README.md | tar cf - -T - | tar xf - -C "$root/share/tokenforge"
+git ls-files tests/golden tests/compat configs README.md bench/compare_device.py bench/compare_step.py bench/pytorch_peer.py | tar cf - -T - | tar xf - -C "$root/share/tokenforge"
 bible -f gen1:1-rev22:21 >"$root/share/tokenforge/data/bible.txt" || die "no bible (Debian: apt-get install bible-kjv)"
 cp scripts/bundle/{README.md,env.sh,checks.sh,self_check.sh,gpu_check.sh} "$root/"
 cp scripts/bundle/start "$root/libexec/"

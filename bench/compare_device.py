@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""A training step of TokenForge beside PyTorch's on a CUDA device, in the sizes of the published TokenFormers with
+sequences of 2048, as a table in Markdown; scripts/bench_device.sh runs it.
+
+PyTorch is bench/pytorch_peer.py under autocast with scaled-dot-product attention and fused AdamW; a first pass picks
+the fastest torch.compile mode for each size. In each round both run in turn, and TokenForge measures the rates of a
+large product and of a large sum in the same process. FLOPs of a step are (6 N + 6 L S d) T for both, as in
+compare_step.py; utilisation is their rate beside that of the product. The table has medians over the rounds. Then one
+step more of TokenForge at each size, kernel by kernel beside its own floor.
+
+Exits 1 when TokenForge is less than 1.2 times as fast as PyTorch, or below 45 % of the product's rate at 450m; 2 when
+a program fails.
+"""
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+
+from compare_step import flops, median, model, run
+
+# dim, layers, heads, parameter tokens of attention and of the FFN, vocabulary, sequence, batch
+CONFIGURATIONS = {
+    "150m": model(768, 12, 12, 768, 3072, 50304, 2048, 8),
+    "450m": model(1024, 24, 16, 1024, 4096, 50304, 2048, 8),
+    "900m": model(1280, 32, 16, 1280, 5120, 50304, 2048, 4),
+}
+FACTOR = 1.2
+UTILISATION = {"450m": 0.45}
+COMPILE = ["off", "default", "max-autotune"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step-bench", required=True, metavar="PROGRAM", help="bench/step_bench of a build, or of a bundle")
+    parser.add_argument("--python", required=True, help="Python with PyTorch for CUDA")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a run")
+    parser.add_argument("--dtype", choices=("f32", "tf32", "bf16"), default="bf16")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the comparison itself")
+    parser.add_argument("--compile", nargs="+", choices=COMPILE, default=COMPILE, help="modes of torch.compile to try")
+    parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
+    parser.add_argument("--shrink", type=int, default=1, metavar="N", help="divides sequence, layers and vocabulary: a trial")
+    args = parser.parse_args()
+
+    settings = {"f32": [], "tf32": ["--set=train.tf32=true"], "bf16": ["--set=train.dtype=bf16"]}[args.dtype]
+    ours = [args.step_bench, f"--set=run.device={args.device}", *settings, "--ceilings"]
+    peer = [args.python, os.path.join(os.path.dirname(os.path.abspath(__file__)), "pytorch_peer.py"), "--device", args.device, "--dtype", args.dtype, "--attention", "sdpa",
+            "--optimizer", "fused"]
+
+    def words(shape):
+        return [f"--{key}={value}" for key, value in shape.items()] + [f"--steps={args.steps}"]
+
+    def shape_of(name):
+        shape = dict(CONFIGURATIONS[name])
+        for key in ("seq", "layers", "vocab"):
+            shape[key] = max(1, shape[key] // args.shrink)
+        return shape
+
+    threads = 2
+    best = {}
+    print("PyTorch's tokens/s of the first pass")
+    for name in args.configurations:
+        tried = [(run([*peer, *words(shape_of(name)), "--compile", mode], threads), mode) for mode in args.compile]
+        best[name] = max(tried, key=lambda t: t[0]["tokens_per_s"])[1]
+        print(f"{name}, {tried[0][0]['what']}: " + "; ".join(f"compile {m} {r['tokens_per_s']:.0f}" for r, m in tried),
+              flush=True)
+
+    runs = {name: ([], []) for name in args.configurations}
+    for number in range(args.rounds):
+        for name in args.configurations:
+            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
+            runs[name][0].append(run([*ours, *words(shape_of(name))], threads))
+            runs[name][1].append(run([*peer, *words(shape_of(name)), "--compile", best[name]], threads))
+
+    print("\n| size | program | tokens/s | ms | MB on the device | TFLOP/s | of the product | ratio (each round) | |")
+    print("|---" * 9 + "|")
+    holds = True
+    for name in args.configurations:
+        mine, theirs = runs[name]
+        if {r["parameters"] for r in mine + theirs} != {mine[0]["parameters"]}:
+            sys.exit(f"{name}: the models differ in size")
+        step, rate = flops(shape_of(name), mine[0]["parameters"]), median(mine, "gemm_gflops")
+
+        def row(what, some, memory, ratios, verdict):
+            speed = step / median(some, "ms_per_step") / 1e6  # GFLOP/s
+            print(f"| {name} | {what} | {median(some, 'tokens_per_s'):.0f} | {median(some, 'ms_per_step'):.1f} | "
+                  f"{median(some, memory):.0f} | {speed / 1e3:.2f} | {speed / rate:.0%} | {ratios} | {verdict} |")
+            return speed / rate
+
+        each = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(mine, theirs)]
+        ratio, wanted = statistics.median(each), UTILISATION.get(name)
+        share = step / median(mine, "ms_per_step") / 1e6 / rate
+        enough = wanted is None or share >= wanted
+        row("TokenForge", mine, "peak_tensor_mb", "",
+            "" if wanted is None else f"{'ok' if enough else 'FAILED'}: {wanted:.0%} wanted")
+        row(f"{theirs[0]['what']}, compile {best[name]}", theirs, "peak_device_mb",
+            f"**{ratio:.2f}** ({', '.join(f'{r:.2f}' for r in each)})",
+            f"{'ok' if ratio >= FACTOR else 'FAILED'}: {FACTOR} wanted")
+        holds = holds and enough and ratio >= FACTOR
+    for name in args.configurations:
+        rates = runs[name][0]
+        print(f"\n{name}: product {median(rates, 'gemm_gflops') / 1e3:.1f} TFLOP/s, sum {median(rates, 'memory_gbytes'):.0f} GB/s")
+        done = subprocess.run([*ours, *words(shape_of(name)), "--profile"], capture_output=True, text=True, check=False)
+        print(done.stderr.rstrip())
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
