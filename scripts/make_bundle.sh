@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # scripts/make_bundle.sh [--output DIR] [--build DIR]: one archive that runs on any Linux of x86-64 with glibc 2.36 or
-# newer and no package of ours: the jobs, the step benchmark, the tests with what they read, the libraries, the MPI launcher, a text to train on,
-# the licences. Unpacked by `tar xf`, used as bundle/README.md says. --output: where the archive goes, default out/.
+# newer and no package of ours: the jobs, the step benchmark, the tests with what they read, the libraries, the MPI
+# launcher, a text to train on, the licences. Unpacked by `tar xf`, used as bundle/README.md says. --output: where the archive goes,
+# default out/.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 output=out build=build
