@@ -30,11 +30,11 @@ int chosen(Communicator& world, Device device, DeviceUse use) {
   // A launcher may show each rank another device, as the only one: what it is counts, not its number.
   const std::vector<std::string> ids = world.all_gather_bytes(
       found.count == 0 ? std::string(kNone) + found.why_none : fmt::format("{} {}", host, id_of(device, number)));
-  for (std::size_t r = 0; r < ids.size(); ++r) {
-    if (ids[r].starts_with(kNone)) {
+  for (const std::string& id : ids) {
+    if (id.starts_with(kNone)) {
       throw DeviceError(
           "run.device = \"{}\": there is none here: {}; use run.device = \"cpu\", or start where there is one",
-          name_of(device), ids[r].substr(kNone.size()));
+          name_of(device), id.substr(kNone.size()));
     }
   }
   for (std::size_t r = 0; r < ids.size() && use == DeviceUse::own; ++r) {

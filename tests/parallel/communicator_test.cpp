@@ -54,7 +54,7 @@ struct Kind {
 };
 struct KindNames {
   template <class K>
-  static std::string GetName(int) {
+  static std::string GetName(int) {  // NOLINT(readability-identifier-naming): GoogleTest's
     return K::Place::kName + std::string(std::is_same_v<typename K::Value, float> ? "F32" : "F64");
   }
 };

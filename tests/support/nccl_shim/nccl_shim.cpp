@@ -88,6 +88,7 @@ ncclResult_t collective(ncclComm_t comm, const void* send, std::size_t send_byte
 
 }  // namespace
 
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name): NCCL's differ
 extern "C" {
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
@@ -196,3 +197,4 @@ ncclResult_t ncclGroupStart() { return ncclSuccess; }
 ncclResult_t ncclGroupEnd() { return ncclSuccess; }
 
 }  // extern "C"
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
