@@ -44,6 +44,8 @@ def main():
     args = parser.parse_args()
 
     settings = {"f32": [], "tf32": ["--set=train.tf32=true"], "bf16": ["--set=train.dtype=bf16"]}[args.dtype]
+    if args.device == "cuda":
+        settings.append("--set=run.products=measured")
     ours = [args.step_bench, f"--set=run.device={args.device}", *settings, "--ceilings"]
     peer = [args.python, os.path.join(os.path.dirname(os.path.abspath(__file__)), "pytorch_peer.py"), "--device", args.device, "--dtype", args.dtype, "--attention", "sdpa",
             "--optimizer", "fused"]

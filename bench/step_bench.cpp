@@ -87,7 +87,7 @@ int main(int argc, char** argv) {
                   {"threads", "N", &threads, "OpenMP threads a rank"},
                   {"tp", "N", &tp, "tensor-parallel ranks"},
                   {"set", "KEY=VALUE", &set,
-                   "a key of [train] or [parallel], run.deterministic or run.device, as for tf_train"},
+                   "a key of [train] or [parallel], run.deterministic, run.device or run.products, as for tf_train"},
                   {"profile", "", &profile_wanted, "one step more, with a table of its kernels"},
                   {"ceilings", "", &ceilings_wanted, "also the rates of a large product and sum, measured here"},
                   {"link-gbs", "X", &link_gbs, "also predicts 8, 64 and 512 such ranks over links of X GB/s each way"},
@@ -110,7 +110,7 @@ int main(int argc, char** argv) {
     config.model.max_seq = seq;
     config.model.tokens = {tokens_attn, tokens_attn, tokens_attn, tokens_attn, tokens_ffn};
     config.train.batch = batch;
-    Workplace place(world, config.run.device, config.parallel.share_device, config.train.f32_products);
+    Workplace place(world, config);
     Mesh mesh = Mesh::create(place.world(), 0, static_cast<int>(tp));
 
     Allocator& allocator = place.memory();
@@ -186,8 +186,8 @@ int main(int argc, char** argv) {
           "\"communication_bytes\": %.0f%s}\n",
           static_cast<long long>(config.model.parameters()), world.size(),
           static_cast<double>(batch * seq) / median * 1e3, median, milliseconds.front(), milliseconds.back(),
-          resident_mb, static_cast<double>(memory.total_peak) / 1e6,
-          static_cast<double>(memory.reserved) / 1e6, (after.seconds - before.seconds) * per_step * 1e3,
+          resident_mb, static_cast<double>(memory.total_peak) / 1e6, static_cast<double>(memory.reserved) / 1e6,
+          (after.seconds - before.seconds) * per_step * 1e3,
           (after.exposed_seconds - before.exposed_seconds) * per_step * 1e3,
           static_cast<double>(after.bytes - before.bytes) * per_step, rates.c_str());
     }

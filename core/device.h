@@ -16,6 +16,10 @@ enum class Execution : std::uint8_t { real, rehearsal };
 /// in f32, which is several times as fast.
 enum class F32Products : std::uint8_t { exact, tf32 };
 
+/// How a device chooses where several algorithms lead to the same result, up to rounding: by its library's rule, which
+/// the same device and library repeat; or by the time that each takes.
+enum class Choosing : std::uint8_t { rule, measured };
+
 class Profile;
 namespace kernels {
 class DeviceLibraries;

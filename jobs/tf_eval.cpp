@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
                       checkpoint, checkpoint);
     }
     const RunConfig config = placed(stored_config(reader), device, share_device);
-    Workplace place(world, config.run.device, config.parallel.share_device, config.train.f32_products);
+    Workplace place(world, config);
     Mesh mesh = Mesh::create(place.world(), 0, static_cast<int>(tp));
     const std::unique_ptr<LanguageModel> model =
         make_model(place.memory(), place.stream(), config.model, config.train.dtype, *mesh.tp_comm,

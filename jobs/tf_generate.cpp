@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
     const CheckpointReader reader = CheckpointReader::open(world, checkpoint);
     const Tokenizer tokenizer = restored(reader.tokenizer(), checkpoint);
     const RunConfig config = placed(stored_config(reader), device, share_device);
-    Workplace place(world, config.run.device, config.parallel.share_device, config.train.f32_products);
+    Workplace place(world, config);
     const std::unique_ptr<LanguageModel> model =
         make_model(place.memory(), place.stream(), config.model, config.train.dtype, place.world(),
                    ShardPlan::even(config.model, world.size()));

@@ -90,6 +90,7 @@ struct RunSettings {
   std::int64_t expect_ranks = 0;  // 0: only what the launcher says
   Determinism deterministic = Determinism::same_layout;
   Device device = Device::cpu;
+  Choosing products = Choosing::rule;
   double grace_s = 30;            // seconds from SIGTERM to SIGKILL
   std::int64_t max_restarts = 3;  // without a new step; 0: any number
 };

@@ -305,6 +305,9 @@ std::vector<Field> make_fields() {
                      "what gives the same bits: the same parallel.dp and parallel.tp; or any, at a price"));
   f.push_back(choice("run.device", MEMBER(run.device), {"cpu", "cuda"},
                      "where the model computes: the processors, or an NVIDIA device for each rank"));
+  f.push_back(choice("run.products", MEMBER(run.products), {"rule", "measured"},
+                     "how a device chooses the algorithm of a matrix product: by cuBLASLt's rule; or by the times of "
+                     "several in the first update, kept in run.dir for every later start"));
   f.push_back(number_field("run.grace_s", FieldType::duration, MEMBER(run.grace_s), positive(),
                            "time from SIGTERM to SIGKILL (SLURM: KillWait), in which the run stops"));
   f.push_back(integer("run.max_restarts", MEMBER(run.max_restarts), at_least(0),
@@ -426,6 +429,9 @@ void validate_device(const RunConfig& config) {
   if (config.train.f32_products == F32Products::tf32 &&
       (config.run.device == Device::cpu || config.train.dtype != DType::f32)) {
     throw ConfigError("train.tf32 = true is for run.device = \"cuda\" and train.dtype = \"f32\"");
+  }
+  if (config.run.products == Choosing::measured && config.run.device == Device::cpu) {
+    throw ConfigError("run.products = \"measured\" is for run.device = \"cuda\"; on the processor use \"rule\"");
   }
   if (config.run.device == Device::cpu) return;
   const std::string_view device = name_of(config.run.device);

@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "core/version.h"
 #include "kernels/gemm.h"
+#include "train/algorithm_record.h"
 #include "train/journal.h"
 #include "train/layout_price.h"
 #include "train/saver.h"
@@ -60,7 +61,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     log::info("{} is the end of the run: nothing is left to do", start.path);
     return ExitCode::done;
   }
-  Workplace workplace(world, config.run.device, config.parallel.share_device, config.train.f32_products);
+  Workplace workplace(world, config);
   Mesh mesh =
       Mesh::create(workplace.world(), static_cast<int>(config.parallel.dp), static_cast<int>(config.parallel.tp));
   // A layout that cannot be is no start of the run.
@@ -75,6 +76,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   Journal journal(world, *trainer);
   Saver saver(world, *trainer, journal, workplace.host_memory());
   StepReport report(world);
+  AlgorithmRecord algorithms(world, config, workplace.libraries(), trainer->state().step > 0);
   const TimeLimit limit(begun, train.max_time);
   StopPolls polls(world, limit);
   log::info("{}", version_text());
@@ -120,6 +122,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
     const double polled = world.traffic().exposed_seconds;
     const StepResult result = trainer->step([&](double left) { polls.in_step(left); });
     step_seconds = seconds_since(before);
+    algorithms.settle();
     const Communicator::Traffic sent = traffic_since(traffic, mesh);
     compute_seconds = step_seconds - sent.exposed_seconds - (world.traffic().exposed_seconds - polled);
     const auto reports = agree();

@@ -66,6 +66,7 @@ RunConfig placed(RunConfig config, const std::string& device, bool share_device)
   field.set(config, device);
   config.parallel.share_device = share_device ? DeviceUse::shared : DeviceUse::own;
   config.run.deterministic = RunConfig().run.deterministic;  // of training
+  config.run.products = RunConfig().run.products;
   if (config.run.device == Device::cpu) {
     config.train.dtype = compute_dtype(config.train.dtype);
     config.train.f32_products = F32Products::exact;
@@ -74,13 +75,17 @@ RunConfig placed(RunConfig config, const std::string& device, bool share_device)
   return config;
 }
 
-Workplace::Workplace(Communicator& world, Device device, DeviceUse use, F32Products f32)
+Workplace::Workplace(Communicator& world, Device device, DeviceUse use, F32Products f32, Choosing how)
     : world_(world),
       queue_(device, chosen(world, device, use)),
       device_world_(connected(world, queue_.stream(), use)),
       memory_(queue_.stream()),
       host_memory_(queue_.stream(), HostMemory::pinned),
-      libraries_(std::make_unique<kernels::DeviceLibraries>(queue_.stream(), memory_, f32)) {}
+      libraries_(std::make_unique<kernels::DeviceLibraries>(queue_.stream(), memory_, f32, how)) {}
+
+Workplace::Workplace(Communicator& world, const RunConfig& config)
+    : Workplace(world, config.run.device, config.parallel.share_device, config.train.f32_products,
+                config.run.products) {}
 
 Workplace::~Workplace() = default;
 

@@ -18,10 +18,12 @@ RunConfig placed(RunConfig config, const std::string& device, bool share_device)
 /// Made in main, outlives everything that computes.
 class Workplace {
  public:
-  /// `device` is run.device, `use` is parallel.share_device, `f32` is train.tf32. Rank i of a host takes device i of
-  /// those that it sees; where ranks share them, modulo their number. Throws DeviceError when a rank sees no such
-  /// device, ConfigError when two ranks would use the same one and may not. Collective.
-  Workplace(Communicator& world, Device device, DeviceUse use = DeviceUse::own, F32Products f32 = F32Products::exact);
+  /// `device` is run.device, `use` is parallel.share_device, `f32` is train.tf32, `how` is run.products. Rank i of a
+  /// host takes device i of those that it sees; where ranks share them, modulo their number. Throws DeviceError when a
+  /// rank sees no such device, ConfigError when two ranks would use the same one and may not. Collective.
+  Workplace(Communicator& world, Device device, DeviceUse use = DeviceUse::own, F32Products f32 = F32Products::exact,
+            Choosing how = Choosing::rule);
+  Workplace(Communicator& world, const RunConfig& config);
   ~Workplace();
   Workplace(const Workplace&) = delete;
   Workplace& operator=(const Workplace&) = delete;
@@ -33,6 +35,7 @@ class Workplace {
   Allocator& memory() { return memory_; }
   /// Of the host, for what goes to the device and comes back: pinned; on the CPU memory() itself.
   Allocator& host_memory() { return memory_.device() == Device::cpu ? memory_ : host_memory_; }
+  kernels::DeviceLibraries& libraries() { return *libraries_; }
 
  private:
   Communicator& world_;

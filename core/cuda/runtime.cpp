@@ -48,6 +48,14 @@ std::string id_of(int number) {
   return id;
 }
 
+std::string kind_of_device() {
+  int number = 0;
+  check(cudaGetDevice(&number), "cudaGetDevice");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, number), "cudaGetDeviceProperties");
+  return fmt::format("{} of {} multiprocessors", properties.name, properties.multiProcessorCount);
+}
+
 void* create_stream(int number) {
   check(cudaSetDevice(number), "cudaSetDevice");
   cudaStream_t stream = nullptr;

@@ -9,6 +9,8 @@ namespace tforge::cuda {
 
 Devices devices();
 std::string id_of(int number);
+/// What kind of device the process uses: two of the same kind give the same bits.
+std::string kind_of_device();
 
 /// Makes device `number` that of the process. Throws DeviceError.
 void* create_stream(int number);

@@ -9,8 +9,10 @@ namespace tforge::kernels::cuda {
 #define TFORGE_CUBLASLT_FUNCTIONS(F)      \
   F(cublasLtCreate)                       \
   F(cublasLtDestroy)                      \
+  F(cublasLtGetVersion)                   \
   F(cublasLtGetStatusString)              \
   F(cublasLtMatmul)                       \
+  F(cublasLtMatmulAlgoCheck)              \
   F(cublasLtMatmulAlgoGetHeuristic)       \
   F(cublasLtMatmulDescCreate)             \
   F(cublasLtMatmulDescDestroy)            \

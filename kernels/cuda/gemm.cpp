@@ -1,17 +1,24 @@
 #include "kernels/cuda/gemm.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <cstdint>
+#include <limits>
 #include <map>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "core/cuda/runtime.h"
 #include "core/errors.h"
 #include "kernels/cuda/cublas_lt.cuh"
+#include "kernels/cuda/timing.h"
 #include "kernels/device_libraries.h"
 
 namespace tforge::kernels::cuda {
@@ -81,12 +88,53 @@ struct Plan {
   cublasLtMatmulAlgo_t algorithm{};
 };
 
+/// Memory of the device for as long as a measurement takes.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes) : memory_(tforge::cuda::allocate(bytes)) {
+    if (memory_ == nullptr) {
+      throw ResourceError(
+          "no {:.1f} MiB of device memory for the measurement of a product; use run.products = \"rule\"",
+          static_cast<double>(bytes) / (1 << 20));
+    }
+  }
+  ~Scratch() { tforge::cuda::release(memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data() const { return memory_; }
+
+ private:
+  void* memory_;
+};
+
+/// cublasLtMatmulAlgo_t as text, and back: it may be written down and read by the same version of the library.
+std::string text_of(const cublasLtMatmulAlgo_t& algorithm) {
+  std::string text;
+  for (const std::uint8_t byte : std::bit_cast<std::array<std::uint8_t, sizeof(algorithm)>>(algorithm)) {
+    text += fmt::format("{:02x}", byte);
+  }
+  return text;
+}
+std::optional<cublasLtMatmulAlgo_t> algorithm_of(const std::string& text) {
+  std::array<std::uint8_t, sizeof(cublasLtMatmulAlgo_t)> bytes{};
+  if (text.size() != 2 * bytes.size()) return std::nullopt;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const char* at = text.data() + 2 * i;
+    if (std::from_chars(at, at + 2, bytes[i], 16).ptr != at + 2) return std::nullopt;
+  }
+  return std::bit_cast<cublasLtMatmulAlgo_t>(bytes);
+}
+
 class CublasLtProducts final : public MatrixProducts {
  public:
-  CublasLtProducts(void* workspace, std::size_t bytes, F32Products f32)
-      : workspace_(workspace), workspace_bytes_(bytes), f32_(f32) {
+  CublasLtProducts(void* workspace, std::size_t bytes, F32Products f32, Choices& choices)
+      : workspace_(workspace), workspace_bytes_(bytes), f32_(f32), choices_(choices) {
     check(cublas_lt().cublasLtCreate(library_.place()), "cublasLtCreate");
   }
+  std::string bits_depend_on() const override {
+    return fmt::format("{}, cuBLASLt {}", tforge::cuda::kind_of_device(), cublas_lt().cublasLtGetVersion());
+  }
+  void forget() override { plans_.clear(); }
   void run(const Stream& stream, Op a_op, Op b_op, double alpha, Rows<const float> a, Rows<const float> b,
            GradMode mode, Rows<float> c) override {
     product(stream, a_op, b_op, alpha, a, b, mode, c);
@@ -116,14 +164,69 @@ class CublasLtProducts final : public MatrixProducts {
                   {a.rows, a.columns, a.stride, b.rows, b.columns, b.stride, c.rows, c.columns, c.stride},
                   {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data)}};
     auto found = plans_.find(key);
-    if (found == plans_.end()) found = plans_.emplace(key, make_plan(a_op, b_op, a, b, c)).first;
-    const Plan& plan = found->second;
-    const auto alpha = static_cast<Scale>(alpha_), beta = mode == GradMode::accumulate ? Scale(1) : Scale(0);
+    if (found == plans_.end()) {
+      found = plans_.emplace(key, make_plan(a_op, b_op, a, b, c)).first;
+      choose(stream, question_of(key), a, b, c, found->second);
+    }
+    run_plan(stream, found->second, found->second.algorithm, static_cast<Scale>(alpha_),
+             mode == GradMode::accumulate ? Scale(1) : Scale(0), a, b, c.data);
+  }
+
+  template <class T, class Out>
+  void run_plan(const Stream& stream, const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, Compute<T> alpha,
+                Compute<T> beta, const Rows<const T>& a, const Rows<const T>& b, Out* c) {
     // Column-major: C^T = op(B)^T op(A)^T.
-    check(cublas_lt().cublasLtMatmul(library_, plan.description, &alpha, b.data, plan.b, a.data, plan.a, &beta, c.data,
-                                     plan.c, c.data, plan.c, &plan.algorithm, workspace_, workspace_bytes_,
+    check(cublas_lt().cublasLtMatmul(library_, plan.description, &alpha, b.data, plan.b, a.data, plan.a, &beta, c,
+                                     plan.c, c, plan.c, &algorithm, workspace_, workspace_bytes_,
                                      static_cast<cudaStream_t>(stream.native())),
           "cublasLtMatmul");
+  }
+
+  /// What `choices_` calls a product.
+  std::string question_of(const Key& key) const {
+    const auto& [type, out, a_op, b_op, shape, alignment] = key;
+    const auto name = [&](cudaDataType_t t) {
+      if (t == CUDA_R_16BF) return "bf16";
+      if (t == CUDA_R_64F) return "f64";
+      return f32_ == F32Products::tf32 ? "tf32" : "f32";
+    };
+    return fmt::format("{}{} {}{} {} {} {}", name(type), a_op == Op::transposed ? "^T" : "", name(type),
+                       b_op == Op::transposed ? "^T" : "", name(out), fmt::join(shape, ","), fmt::join(alignment, ","));
+  }
+
+  /// The algorithm of a plan: the one that is known, else by measurement or by rule.
+  template <class T, class Out>
+  void choose(const Stream& stream, const std::string& question, const Rows<const T>& a, const Rows<const T>& b,
+              const Rows<Out>& c, Plan& plan) {
+    if (const std::string* known = choices_.find(question)) {
+      const std::optional<cublasLtMatmulAlgo_t> algorithm = algorithm_of(*known);
+      cublasLtMatmulHeuristicResult_t ignored{};
+      if (!algorithm || cublas_lt().cublasLtMatmulAlgoCheck(library_, plan.description, plan.b, plan.a, plan.c, plan.c,
+                                                            &*algorithm, &ignored) != CUBLAS_STATUS_SUCCESS) {
+        throw DataError(
+            "{} is damaged: \"{}\" is no algorithm of cuBLASLt for {}; remove it, and they are measured anew",
+            choices_.source(), *known, question);
+      }
+      plan.algorithm = *algorithm;
+      return;
+    }
+    constexpr int kCandidates = 8;
+    const bool measures = choices_.measures();
+    const std::vector<cublasLtMatmulHeuristicResult_t> candidates =
+        candidates_of(plan, measures ? kCandidates : 1, a, b, c);
+    plan.algorithm = candidates[0].algo;
+    if (!measures) return;
+    const Scratch result(static_cast<std::size_t>((c.rows - 1) * c.stride + c.columns) * sizeof(Out));
+    float least = std::numeric_limits<float>::infinity();
+    for (const cublasLtMatmulHeuristicResult_t& candidate : candidates) {
+      const float milliseconds = least_milliseconds(stream, [&] {
+        run_plan(stream, plan, candidate.algo, Compute<T>(1), Compute<T>(0), a, b, static_cast<Out*>(result.data()));
+      });
+      if (milliseconds >= least) continue;
+      least = milliseconds;
+      plan.algorithm = candidate.algo;
+    }
+    choices_.keep(question, text_of(plan.algorithm));
   }
 
   template <class T, class Out>
@@ -143,7 +246,13 @@ class CublasLtProducts final : public MatrixProducts {
     plan.a = layout_of(a);
     plan.b = layout_of(b);
     plan.c = layout_of(c);
+    return plan;
+  }
 
+  /// By the library's rule, the best first. Throws DeviceError where there is none.
+  template <class T, class Out>
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates_of(const Plan& plan, int most, const Rows<const T>& a,
+                                                             const Rows<const T>& b, const Rows<Out>& c) {
     Preference preference;
     check(cublas_lt().cublasLtMatmulPreferenceCreate(preference.place()), "cublasLtMatmulPreferenceCreate");
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t which, auto value) {
@@ -155,30 +264,32 @@ class CublasLtProducts final : public MatrixProducts {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(a.data));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(c.data));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(c.data));
-    cublasLtMatmulHeuristicResult_t best{};
+    std::vector<cublasLtMatmulHeuristicResult_t> best(static_cast<std::size_t>(most));
     int count = 0;
     check(cublas_lt().cublasLtMatmulAlgoGetHeuristic(library_, plan.description, plan.b, plan.a, plan.c, plan.c,
-                                                     preference, 1, &best, &count),
+                                                     preference, most, best.data(), &count),
           "cublasLtMatmulAlgoGetHeuristic");
     if (count == 0) {
       throw DeviceError("cuBLASLt has no algorithm for a product of [{}, {}] and [{}, {}]", a.rows, a.columns, b.rows,
                         b.columns);
     }
-    plan.algorithm = best.algo;
-    return plan;
+    best.resize(static_cast<std::size_t>(count));
+    return best;
   }
 
   Library library_;
   void* workspace_;
   std::size_t workspace_bytes_;
   F32Products f32_;
+  Choices& choices_;
   std::map<Key, Plan> plans_;
 };
 
 }  // namespace
 
-std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes, F32Products f32) {
-  return std::make_unique<CublasLtProducts>(workspace, workspace_bytes, f32);
+std::unique_ptr<MatrixProducts> make_products(void* workspace, std::size_t workspace_bytes, F32Products f32,
+                                              Choices& choices) {
+  return std::make_unique<CublasLtProducts>(workspace, workspace_bytes, f32, choices);
 }
 
 template <class T>

@@ -238,6 +238,7 @@ TEST(Config, ResolvedTextReadsBackAsTheSameBits) {
   c.run.device = Device::cpu;                      // and this
   c.train.dtype = DType::f64;                      // bf16 is a device's
   c.train.saves.dtype = SavedDType::same;          // bf16 is for f32 alone
+  c.run.products = Choosing::rule;                 // measured ones too
   c.run.deterministic = Determinism::same_layout;  // the other does not go with "polled" and "append"
   const RunConfig back = parse_config(to_toml(c), "checkpoint").config;
   for (const Field& field : config_fields()) EXPECT_EQ(field.get(back), field.get(c)) << field.key;
@@ -351,6 +352,9 @@ TEST(Config, DevicesHaveKernelsForSomeModels) {
       "adds no bf16");
   EXPECT_EQ(complaint_of("", {"train.tf32=true"}),
             "--set train.tf32: train.tf32 = true is for run.device = \"cuda\" and train.dtype = \"f32\"");
+  EXPECT_EQ(
+      complaint_of("", {"run.products=measured"}),
+      "--set run.products: run.products = \"measured\" is for run.device = \"cuda\"; on the processor use \"rule\"");
   EXPECT_EQ(
       complaint_of("", {"run.device=cuda", "model.dim=520"}),
       "--set run.device: run.device = \"cuda\": a head of model.dim = 520 and model.heads = 4 is 130 wide, at most "

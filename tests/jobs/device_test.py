@@ -1,5 +1,7 @@
 """The jobs on devices, which are emulated ones: train, resume, evaluate and generate on them and on the CPU in turn."""
 
+import json
+import os
 import re
 import unittest
 
@@ -57,6 +59,38 @@ class Device(JobTest):
         resumed = self.ok("tf_train", *self.settings("moved"))
         self.assertIn('run.device: "cuda" -> "cpu"', resumed.err)
         self.near(self.losses("moved"), 1e-5)
+
+    def test_algorithms_are_measured_once_and_kept(self):
+        # Which algorithm of a product is the fastest changes from start to start, as far as the emulated clock tells.
+        devices = {"TFORGE_EMULATOR_DEVICES": "2"}
+
+        def train(folder, fastest, *more, **env):
+            return self.ok("tf_train", *self.settings(folder, *DEVICE, "run.products=measured", "parallel.dp=2", *more),
+                           ranks=2, env={**devices, "TFORGE_EMULATOR_FASTEST": fastest, **env})
+
+        train("measured", "2")
+        with open(self.path("measured/algorithms.json"), encoding="utf-8") as file:
+            kept = json.load(file)
+        self.assertEqual(kept["depends_on"], "an emulated device of 1 multiprocessors, cuBLASLt 1")
+        self.assertGreater(len(kept["algorithms"]), 10)
+        stop = "train.max_tokens=384"  # 3 updates
+        for folder in ["kept", "removed", "moved"]:
+            train(folder, "2", stop)
+        resumed = train("kept", "3")
+        self.assertIn(f'{len(kept["algorithms"])} algorithms of products are those of kept/algorithms.json', resumed.err)
+        self.same_tensors("measured/step_00000006.h5", "kept/step_00000006.h5")
+        os.unlink(self.path("removed/algorithms.json"))
+        self.assertIn("there is no removed/algorithms.json: algorithms are measured anew, and bits may not be those of an "
+                      "uninterrupted run", train("removed", "3").err)
+        with self.assertRaises(AssertionError):  # else the test shows nothing
+            self.same_tensors("measured/step_00000006.h5", "removed/step_00000006.h5")
+        self.assertIn("the run was on an emulated device of 1 multiprocessors, cuBLASLt 1 and goes on on another of 1 "
+                      "multiprocessors, cuBLASLt 1: from here on its bits are not those of an uninterrupted run",
+                      train("moved", "2", TFORGE_EMULATOR_NAME="another").err)
+        with open(self.path("moved/algorithms.json"), "w", encoding="utf-8") as file:
+            file.write("{")
+        self.fails(2, "moved/algorithms.json is damaged; remove it, and algorithms are measured anew", "tf_train",
+                   *self.settings("moved", *DEVICE, "run.products=measured", "train.steps=9"))
 
     def test_evaluates_and_generates(self):
         checkpoint = "cpu/step_00000006.h5"

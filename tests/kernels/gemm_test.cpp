@@ -150,6 +150,76 @@ TEST(Gemm, CudaFollowsTheFormula) {
   });
 }
 
+/// C = 1 + A B with an algorithm that `libraries` chooses.
+Matrix<float> product_on(test::CudaDevice& device, const Matrix<float>& a, const Matrix<float>& b) {
+  Matrix<float> c(a.rows(), b.columns());
+  for (std::int64_t i = 0; i < c.rows(); ++i) {
+    for (std::int64_t j = 0; j < c.columns(); ++j) c(i, j) = 1;
+  }
+  test::with_copies(
+      device,
+      [&](auto a_, auto b_, auto c_) {
+        kernels::gemm(device.stream, Transpose::no, Transpose::no, 1, a_, b_, GradMode::accumulate, c_);
+      },
+      a, b, c);
+  return c;
+}
+
+TEST(Gemm, CudaMeasuresAlgorithmsOnceAndKeepsThem) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const auto a = Matrix<float>::random(33, 517, 1), b = Matrix<float>::random(517, 65, 2);
+    Matrix<double> want = plain(Transpose::no, Transpose::no, a, b, 33, 65, 517);
+    for (std::int64_t i = 0; i < 33; ++i) {
+      for (std::int64_t j = 0; j < 65; ++j) want(i, j) += 1;
+    }
+    std::map<std::string, std::string> known;
+    Matrix<float> measured(1, 1);
+    {
+      kernels::DeviceLibraries libraries(device.stream, device.memory, F32Products::exact, Choosing::measured);
+      setenv("TFORGE_EMULATOR_FASTEST", "3", 1);
+      measured = product_on(device, a, b);
+      test::expect_near(measured, want, 1.2e-7 * 8 * 517);  // the measurement has added nothing
+      known = libraries.choices().known();
+      EXPECT_EQ(known.size(), 1U);
+      setenv("TFORGE_EMULATOR_FASTEST", "2", 1);
+      EXPECT_TRUE(product_on(device, a, b).same_bits(measured));
+      EXPECT_EQ(libraries.choices().known(), known);
+    }
+    {
+      kernels::DeviceLibraries libraries(device.stream, device.memory, F32Products::exact, Choosing::measured);
+      libraries.settle(known, "there");
+      EXPECT_TRUE(product_on(device, a, b).same_bits(measured));
+      // What is not known is not measured any more.
+      product_on(device, Matrix<float>::random(5, 517, 3), b);
+      EXPECT_EQ(libraries.choices().known(), known);
+    }
+    {
+      kernels::DeviceLibraries libraries(device.stream, device.memory);
+      const Matrix<float> by_rule = product_on(device, a, b);
+      EXPECT_TRUE(libraries.choices().known().empty());
+      if (libraries.bits_depend_on().starts_with("an emulated device")) {
+        EXPECT_FALSE(by_rule.same_bits(measured));  // else the test shows nothing
+      }
+    }
+    {
+      kernels::DeviceLibraries libraries(device.stream, device.memory, F32Products::exact, Choosing::measured);
+      const std::string question = known.begin()->first;
+      for (const std::string& damaged : {std::string("1234"), std::string(known.begin()->second.size(), 'f')}) {
+        libraries.settle({{question, damaged}}, "the record");
+        try {
+          product_on(device, a, b);
+          FAIL() << damaged;
+        } catch (const DataError& error) {
+          EXPECT_EQ(std::string(error.what()), "the record is damaged: \"" + damaged +
+                                                   "\" is no algorithm of cuBLASLt for " + question +
+                                                   "; remove it, and they are measured anew");
+        }
+      }
+    }
+    unsetenv("TFORGE_EMULATOR_FASTEST");
+  });
+}
+
 TEST(Gemm, CudaNeedsItsLibraries) {
   test::on_cuda([](test::CudaDevice& device) {
     const auto a = Matrix<float>::random(3, 3, 1);

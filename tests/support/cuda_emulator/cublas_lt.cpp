@@ -1,8 +1,10 @@
 #include <cblas.h>
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstdlib>
 #include <vector>
 
 #include "core/bf16.h"
@@ -76,6 +78,30 @@ void narrow_to(const std::vector<float>& wide, void* data, const cublasEmulatedL
   }
 }
 
+/// Algorithm k sums over the inner dimension in k parts, one after the other.
+constexpr int kAlgorithms = 3;
+
+template <class T>
+void multiply(const cublasEmulatedDescription& d, int parts, const void* alpha, const void* a,
+              const cublasEmulatedLayout& a_layout, std::int64_t lda, const void* b, std::int64_t ldb, const void* beta,
+              void* c, const cublasEmulatedLayout& c_layout, std::int64_t ldc) {
+  const auto blas_op = [](cublasOperation_t op) { return op == CUBLAS_OP_T ? CblasTrans : CblasNoTrans; };
+  const auto inner = static_cast<std::int64_t>(Size(a_layout, d.a_op).columns);
+  for (int part = 0; part < parts; ++part) {
+    const std::int64_t first = inner * part / parts, end = inner * (part + 1) / parts;
+    const T* left = static_cast<const T*>(a) + first * (d.a_op == CUBLAS_OP_T ? 1 : lda);
+    const T* right = static_cast<const T*>(b) + first * (d.b_op == CUBLAS_OP_T ? ldb : 1);
+    const T factor = part == 0 ? *static_cast<const T*>(beta) : T(1);
+    const auto run = [&](auto gemm) {
+      gemm(CblasColMajor, blas_op(d.a_op), blas_op(d.b_op), static_cast<int>(c_layout.rows),
+           static_cast<int>(c_layout.columns), static_cast<int>(end - first), *static_cast<const T*>(alpha), left,
+           static_cast<int>(lda), right, static_cast<int>(ldb), factor, static_cast<T*>(c), static_cast<int>(ldc));
+    };
+    if constexpr (sizeof(T) == 4) run(cblas_sgemm);
+    else run(cblas_dgemm);
+  }
+}
+
 }  // namespace
 
 const char* cublasLtGetStatusString(cublasStatus_t status) {
@@ -107,29 +133,36 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t,
   const std::size_t want = which == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? 8 : 4;
   return bytes == want ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
+std::size_t cublasLtGetVersion() { return 1; }
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t description,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t,
-                                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* results,
-                                              int* found) {
-  *found = fits(*description, *a, *b, *c) ? 1 : 0;
-  results->algo.number = 1;
+                                              cublasLtMatmulPreference_t, int wanted,
+                                              cublasLtMatmulHeuristicResult_t* results, int* found) {
+  *found = fits(*description, *a, *b, *c) ? std::min(wanted, kAlgorithms) : 0;
+  for (int i = 0; i < *found; ++i) results[i].algo.number = static_cast<std::uint64_t>(i) + 1;
   return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t description, cublasLtMatrixLayout_t a,
+                                       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t,
+                                       const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulHeuristicResult_t*) {
+  const bool known = algorithm->number >= 1 && algorithm->number <= kAlgorithms;
+  return known && fits(*description, *a, *b, *c) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void* alpha, const void* a,
                               cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
                               const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* out,
-                              cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t*, void*, std::size_t,
-                              cudaStream_t) {
+                              cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t* algorithm, void*,
+                              std::size_t, cudaStream_t) {
   if (!fits(*d, *a_layout, *b_layout, *c_layout) || c != out || c_layout != out_layout) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
   const tforge_emulator::DeviceAccess access;
-  const auto blas_op = [](cublasOperation_t op) { return op == CUBLAS_OP_T ? CblasTrans : CblasNoTrans; };
-  const auto [m, n, k] = std::tuple(static_cast<int>(c_layout->rows), static_cast<int>(c_layout->columns),
-                                    static_cast<int>(Size(*a_layout, d->a_op).columns));
-  const auto [lda, ldb, ldc] = std::tuple(static_cast<int>(a_layout->pitch), static_cast<int>(b_layout->pitch),
-                                          static_cast<int>(c_layout->pitch));
+  const auto number = static_cast<int>(algorithm->number);
+  if (const char* fastest = std::getenv("TFORGE_EMULATOR_FASTEST")) {
+    tforge_emulator::pass_time(1000. * std::abs(number - std::atoi(fastest)));
+  }
+  const auto [lda, ldb, ldc] = std::tuple(a_layout->pitch, b_layout->pitch, c_layout->pitch);
   const bool tf32 = d->compute == CUBLAS_COMPUTE_32F_FAST_TF32;
   if (a_layout->type == CUDA_R_16BF || tf32) {
     std::vector<float> left = widened(a, *a_layout), right = widened(b, *b_layout);
@@ -137,21 +170,17 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
       for (float& x : left) x = rounded_to_tf32(x);
       for (float& x : right) x = rounded_to_tf32(x);
     }
-    const float factor = *static_cast<const float*>(beta);
-    std::vector<float> sums =
-        factor == 0 ? std::vector<float>(c_layout->rows * c_layout->columns) : widened(c, *c_layout);
-    cblas_sgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const float*>(alpha),
-                left.data(), static_cast<int>(a_layout->rows), right.data(), static_cast<int>(b_layout->rows), factor,
-                sums.data(), m);
+    std::vector<float> sums = *static_cast<const float*>(beta) == 0
+                                  ? std::vector<float>(c_layout->rows * c_layout->columns)
+                                  : widened(c, *c_layout);
+    multiply<float>(*d, number, alpha, left.data(), *a_layout, static_cast<std::int64_t>(a_layout->rows), right.data(),
+                    static_cast<std::int64_t>(b_layout->rows), beta, sums.data(), *c_layout,
+                    static_cast<std::int64_t>(c_layout->rows));
     narrow_to(sums, out, *out_layout);
   } else if (d->scale == CUDA_R_32F) {
-    cblas_sgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const float*>(alpha),
-                static_cast<const float*>(a), lda, static_cast<const float*>(b), ldb, *static_cast<const float*>(beta),
-                static_cast<float*>(out), ldc);
+    multiply<float>(*d, number, alpha, a, *a_layout, lda, b, ldb, beta, out, *c_layout, ldc);
   } else {
-    cblas_dgemm(CblasColMajor, blas_op(d->a_op), blas_op(d->b_op), m, n, k, *static_cast<const double*>(alpha),
-                static_cast<const double*>(a), lda, static_cast<const double*>(b), ldb,
-                *static_cast<const double*>(beta), static_cast<double*>(out), ldc);
+    multiply<double>(*d, number, alpha, a, *a_layout, lda, b, ldb, beta, out, *c_layout, ldc);
   }
   return CUBLAS_STATUS_SUCCESS;
 }

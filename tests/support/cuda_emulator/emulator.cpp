@@ -347,14 +347,26 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = text == nullptr ? 1 : static_cast<int>(std::strtol(text, nullptr, 10));
   return cudaSuccess;
 }
+namespace {
+int device_number = 0;
+}
 cudaError_t cudaSetDevice(int number) {
   int count = 0;
   cudaGetDeviceCount(&count);
-  return number >= 0 && number < count ? cudaSuccess : cudaErrorInvalidValue;
+  if (number < 0 || number >= count) return cudaErrorInvalidValue;
+  device_number = number;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* number) {
+  *number = device_number;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
   *properties = {};
   properties->uuid.bytes[0] = static_cast<char>(number);
+  const char* name = std::getenv("TFORGE_EMULATOR_NAME");
+  std::strncpy(properties->name, name != nullptr ? name : "an emulated device", sizeof(properties->name) - 1);
+  properties->multiProcessorCount = 1;
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -456,6 +468,13 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   *greatest = -5;
   return cudaSuccess;
 }
+namespace {
+std::chrono::steady_clock::duration passed{};  // beside the clock's own time
+}
+void tforge_emulator::pass_time(double milliseconds) {
+  passed += std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+      std::chrono::duration<double, std::milli>(milliseconds));
+}
 struct cudaEmulatedEvent {
   std::chrono::steady_clock::time_point when;
   bool recorded = false;
@@ -470,7 +489,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  *event = {std::chrono::steady_clock::now(), true,
+  *event = {std::chrono::steady_clock::now() + passed, true,
             stream->of_priority && std::getenv("TFORGE_EMULATOR_STUCK") != nullptr};
   return cudaSuccess;
 }
@@ -478,6 +497,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (!event->recorded) return cudaErrorInvalidValue;
   return event->stuck ? cudaErrorNotReady : cudaSuccess;
 }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return event->recorded ? cudaSuccess : cudaErrorInvalidValue; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   if (!begin->recorded || !end->recorded) return cudaErrorInvalidValue;
   *milliseconds = std::chrono::duration<float, std::milli>(end->when - begin->when).count();

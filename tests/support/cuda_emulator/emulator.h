@@ -12,6 +12,8 @@
 //   - accesses of packs that are not aligned: they stop the program, as on a device;
 //   - with TFORGE_EMULATOR_ORDER=<seed>, results that depend on the order of blocks and threads: both run shuffled.
 // With TFORGE_EMULATOR_DEVICES=<n> a process sees n devices, of which it uses one as always; with
+// TFORGE_EMULATOR_NAME another name of the device than "an emulated device"; with TFORGE_EMULATOR_FASTEST=<k> events say
+// that of the algorithms of a product, which sum in different orders, number k is the fastest; with
 // TFORGE_EMULATOR_STUCK what is queued on its streams of a priority never ends.
 // It says nothing about speed, the memory model (a missing fence or __syncwarp between the threads of a warp), limits
 // of registers, cuBLASLt's algorithms, or several streams at once: work is done in the order in which it is issued.

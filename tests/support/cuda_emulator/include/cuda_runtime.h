@@ -45,7 +45,10 @@ struct cudaUUID_t {
 };
 struct cudaDeviceProp {
   cudaUUID_t uuid;
+  char name[256];
+  int multiProcessorCount;
 };
+cudaError_t cudaGetDevice(int* number);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number);
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
@@ -70,6 +73,7 @@ cudaError_t cudaEventCreate(cudaEvent_t* event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 
@@ -89,6 +93,9 @@ struct DeviceAccess {
   DeviceAccess(const DeviceAccess&) = delete;
   DeviceAccess& operator=(const DeviceAccess&) = delete;
 };
+
+/// Makes events after this one look so much later.
+void pass_time(double milliseconds);
 
 /// Runs every thread of every block.
 void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
