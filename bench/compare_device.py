@@ -6,13 +6,15 @@ PyTorch is bench/pytorch_peer.py under autocast with scaled-dot-product attentio
 the fastest torch.compile mode for each size. In each round both run in turn, and TokenForge measures the rates of a
 large product and of a large sum in the same process. FLOPs of a step are (6 N + 6 L S d) T for both, as in
 compare_step.py; utilisation is their rate beside that of the product. The table has medians over the rounds. Then one
-step more of TokenForge at each size, kernel by kernel beside its own floor.
+step more of TokenForge at each size, kernel by kernel beside its own floor, and its attention beside each backend of
+PyTorch's (bench/pytorch_attention.py), cuDNN's among them.
 
 Exits 1 when TokenForge is less than 1.2 times as fast as PyTorch, or below 45 % of the product's rate at 450m; 2 when
 a program fails.
 """
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,23 @@ CONFIGURATIONS = {
 FACTOR = 1.2
 UTILISATION = {"450m": 0.45}
 COMPILE = ["off", "default", "max-autotune"]
+
+
+def beside(name):
+    """The path of a program in this folder."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+
+
+def compare_attention(name, shape, profile, peer, threads):
+    """A call of our attention, by the profile of a step, beside PyTorch's backends at the same shape."""
+    calls = dict(re.findall(r"^causal_attention_(forward|backward) +(\d+ +[\d.]+)", profile, re.MULTILINE))
+    ours = {way: float(text.split()[1]) / int(text.split()[0]) for way, text in calls.items()}
+    found = run([*peer, f"--batch={shape['batch']}", f"--heads={shape['heads']}", f"--seq={shape['seq']}",
+                 f"--head-dim={shape['dim'] // shape['heads']}"], threads)
+    print(f"\n{name}: attention of a layer, ms forward / backward: TokenForge {ours['forward']:.3f} / {ours['backward']:.3f}")
+    for backend, times in found.items():
+        if backend != "what":
+            print(f"  {found['what']} {backend}: " + (times.get("none") or f"{times['forward_ms']:.3f} / {times['backward_ms']:.3f}"))
 
 
 def main():
@@ -47,7 +66,7 @@ def main():
     if args.device == "cuda":
         settings.append("--set=run.products=measured")
     ours = [args.step_bench, f"--set=run.device={args.device}", *settings, "--ceilings"]
-    peer = [args.python, os.path.join(os.path.dirname(os.path.abspath(__file__)), "pytorch_peer.py"), "--device", args.device, "--dtype", args.dtype, "--attention", "sdpa",
+    peer = [args.python, beside("pytorch_peer.py"), "--device", args.device, "--dtype", args.dtype, "--attention", "sdpa",
             "--optimizer", "fused"]
 
     def words(shape):
@@ -105,6 +124,8 @@ def main():
         print(f"\n{name}: product {median(rates, 'gemm_gflops') / 1e3:.1f} TFLOP/s, sum {median(rates, 'memory_gbytes'):.0f} GB/s")
         done = subprocess.run([*ours, *words(shape_of(name)), "--profile"], capture_output=True, text=True, check=False)
         print(done.stderr.rstrip())
+        compare_attention(name, shape_of(name), done.stderr, [args.python, beside("pytorch_attention.py"), "--device", args.device,
+                                                              "--dtype", args.dtype], threads)
     return 0 if holds else 1
 
 

@@ -46,7 +46,7 @@ for test in "$build"/tests/*_test "$build"/tests/launch/heartbeat_test; do
 done
 strip -o "$root/libexec/step_bench" "$build/bench/step_bench"
 # What the tests read lies where it does in the sources.
-git ls-files tests/golden tests/compat configs README.md bench/compare_device.py bench/compare_step.py bench/pytorch_peer.py | tar cf - -T - | tar xf - -C "$root/share/tokenforge"
+git ls-files tests/golden tests/compat configs README.md bench/compare_device.py bench/compare_step.py bench/pytorch_peer.py bench/pytorch_attention.py | tar cf - -T - | tar xf - -C "$root/share/tokenforge"
 bible -f gen1:1-rev22:21 >"$root/share/tokenforge/data/bible.txt" || die "no bible (Debian: apt-get install bible-kjv)"
 cp scripts/bundle/{README.md,env.sh,checks.sh,self_check.sh,gpu_check.sh} "$root/"
 cp scripts/bundle/start "$root/libexec/"
