@@ -11,6 +11,7 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 // AddressSanitizer wants to hear when the stack changes, and what memory is out of bounds.
@@ -76,6 +77,7 @@ namespace {
 constexpr std::size_t kStackBytes = std::size_t{64} << 10;
 constexpr unsigned kMostThreads = 1024;
 constexpr unsigned kLanes = 32;
+constexpr int kBehindByte = 0x5a;  // behind shared memory
 
 struct Fiber {
   enum State { ready, at_barrier, in_warp, ended } state = ended;
@@ -84,6 +86,16 @@ struct Fiber {
   uint3 index{};
   unsigned line = 0;  // where it waits
   unsigned exchanges = 0;
+  void* argument = nullptr;  // of an operation of its warp
+  void (*operation)(void* const*) = nullptr;
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+    std::size_t group;
+  };
+  std::vector<Copy> copies;  // into shared memory, that were started and are not there
+  std::size_t groups = 0;    // of copies, ended
 };
 
 /// Of a warp: what its lanes hand over, for one exchange and the one before, whose values slow lanes still read.
@@ -101,7 +113,9 @@ struct Machine {
   Fiber* running = nullptr;
   unsigned threads = 0;  // of a block
   const std::function<void()>* thread = nullptr;
-  alignas(128) std::byte shared[227 << 10];
+  static constexpr std::size_t kShared = std::size_t{227} << 10, kBehind = 256;
+  alignas(128) std::byte shared[kShared + kBehind];
+  std::size_t shared_bytes = 0;  // that the launch asked for
   bool launched = false;
 };
 Machine machine;
@@ -118,6 +132,7 @@ void stop_running() {
   __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_bytes);
   for (;;) {
     (*machine.thread)();
+    if (!machine.running->copies.empty()) fail("a thread ended without waiting for its copies");
     machine.running->state = Fiber::ended;
     stop_running();
   }
@@ -147,6 +162,21 @@ void make_fibers() {
   }
 }
 
+/// The operation at which the lanes from `first` on have arrived, if it is one.
+void operate(unsigned first, unsigned end) {
+  const auto operation = machine.fibers[first].operation;
+  void* arguments[kLanes];
+  for (unsigned i = first; i < end; ++i) {
+    threadIdx = machine.fibers[i].index;
+    if (machine.fibers[i].operation != operation) fail("lanes of a warp are in different operations");
+    arguments[i - first] = std::exchange(machine.fibers[i].argument, nullptr);
+    machine.fibers[i].operation = nullptr;
+  }
+  if (operation == nullptr) return;
+  if (end - first < kLanes) fail("an operation of a warp of fewer than 32 lanes");
+  operation(arguments);
+}
+
 /// Lets the lanes go on whose whole warp has arrived at one exchange. Stops the program when a lane can never come.
 bool release_warps() {
   bool released = false;
@@ -162,6 +192,7 @@ bool release_warps() {
       }
       if (machine.fibers[i].line != machine.fibers[first].line) fail("lanes of a warp are in different exchanges");
     }
+    operate(first, end);
     for (unsigned i = first; i < end; ++i) machine.fibers[i].state = Fiber::ready;
     released = true;
   }
@@ -186,6 +217,7 @@ void run_block(const std::vector<unsigned>& order) {
   for (unsigned i = 0; i < machine.threads; ++i) {
     machine.fibers[i].state = Fiber::ready;
     machine.fibers[i].exchanges = 0;
+    machine.fibers[i].groups = 0;
   }
   do {
     for (const unsigned i : order) {
@@ -223,18 +255,23 @@ void run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) 
   gridDim = config.gridDim;
   machine.threads = blockDim.x * blockDim.y * blockDim.z;
   machine.thread = &thread;
+  machine.shared_bytes = config.dynamicSmemBytes;
   if (machine.threads == 0 || machine.threads > kMostThreads) fail("a block of no or more than 1024 threads");
   if (gridDim.x == 0 || gridDim.y == 0 || gridDim.z == 0) fail("a grid without blocks");
   if (gridDim.y > 65535 || gridDim.z > 65535) fail("a grid of more than 65535 blocks in y or z");
-  if (config.dynamicSmemBytes > sizeof(machine.shared)) fail("too much dynamic shared memory");
+  if (config.dynamicSmemBytes > Machine::kShared) fail("too much dynamic shared memory");
   for (unsigned i = 0; i < machine.threads; ++i) {
     machine.fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   }
   const std::vector<unsigned> threads = order_of(machine.threads, 1);
   for (const unsigned b : order_of(gridDim.x * gridDim.y * gridDim.z, 2)) {
     blockIdx = {b % gridDim.x, b / gridDim.x % gridDim.y, b / gridDim.x / gridDim.y};
-    std::memset(machine.shared, 0xff, config.dynamicSmemBytes);
+    std::memset(machine.shared, 0xff, machine.shared_bytes);
+    std::memset(machine.shared + machine.shared_bytes, kBehindByte, Machine::kBehind);
     run_block(threads);
+    for (std::size_t i = 0; i < Machine::kBehind; ++i) {
+      if (machine.shared[machine.shared_bytes + i] != std::byte{kBehindByte}) fail("a write behind shared memory");
+    }
   }
   machine.launched = false;
 }
@@ -252,6 +289,12 @@ const std::uint64_t* warp_exchange(std::uint64_t mine, unsigned line) {
   handed[number % kLanes] = mine;
   wait_as(Fiber::in_warp, line);
   return handed;
+}
+
+void warp_operation(void* mine, void (*f)(void* const* lanes), unsigned line) {
+  machine.running->argument = mine;
+  machine.running->operation = f;
+  wait_as(Fiber::in_warp, line);
 }
 
 }  // namespace tforge_emulator
@@ -332,6 +375,106 @@ std::map<void*, std::size_t>& pinned() {
 }  // namespace
 
 namespace tforge_emulator {
+
+namespace ptx {
+
+namespace {
+
+using Half = std::uint16_t;
+float widened(unsigned half) { return std::bit_cast<float>(half << 16); }
+
+/// Stops the program unless 16 bytes of shared memory may be at `address`.
+void check_shared(const void* address) {
+  const auto* at = static_cast<const std::byte*>(address);
+  if (reinterpret_cast<std::uintptr_t>(at) % 16 != 0) fail("an address in shared memory that is not at 16 bytes");
+  const bool on_stack = at >= machine.stacks && at < machine.stacks + kStackBytes * kMostThreads;
+  if (on_stack || device.holds(at)) fail("an address that is not in shared memory");
+  const bool dynamic = at >= machine.shared && at < machine.shared + sizeof(machine.shared);
+  if (dynamic && at + 16 > machine.shared + machine.shared_bytes) fail("an address behind shared memory");
+}
+
+struct Product {
+  float (*c)[4];
+  const unsigned (*a)[4];
+  const unsigned (*b)[2];
+};
+void multiply(void* const* lanes) {
+  float a[16][16], b[16][8], c[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& [c_, a_, b_] = *static_cast<const Product*>(lanes[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 4; ++i)
+        a[g + i % 2 * 8][i / 2 * 8 + 2 * t + half] = widened((*a_)[i] >> (16 * half) & 0xffff);
+      for (int i = 0; i < 2; ++i) b[i * 8 + 2 * t + half][g] = widened((*b_)[i] >> (16 * half) & 0xffff);
+      for (int i = 0; i < 2; ++i) c[g + i * 8][2 * t + half] = (*c_)[2 * i + half];
+    }
+  }
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 8; ++j) c[i][j] += a[i][k] * b[k][j];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    auto& to = *static_cast<const Product*>(lanes[lane])->c;
+    for (int i = 0; i < 4; ++i) to[i] = c[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+  }
+}
+
+struct Matrices {
+  unsigned (*x)[4];
+  const void* row;
+};
+template <bool kTransposed>
+void load_matrices(void* const* lanes) {
+  for (int m = 0; m < 4; ++m) {
+    Half matrix[8][8];
+    for (int r = 0; r < 8; ++r) std::memcpy(matrix[r], static_cast<const Matrices*>(lanes[8 * m + r])->row, 16);
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      const unsigned low = kTransposed ? matrix[2 * t][g] : matrix[g][2 * t];
+      const unsigned high = kTransposed ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+      (*static_cast<const Matrices*>(lanes[lane])->x)[m] = low | high << 16;
+    }
+  }
+}
+
+}  // namespace
+
+void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], unsigned line) {
+  Product product{&c, &a, &b};
+  warp_operation(&product, multiply, line);
+}
+void ldmatrix_x4(unsigned (&x)[4], const void* row, unsigned line) {
+  check_shared(row);
+  Matrices matrices{&x, row};
+  warp_operation(&matrices, load_matrices<false>, line);
+}
+void ldmatrix_x4_trans(unsigned (&x)[4], const void* row, unsigned line) {
+  check_shared(row);
+  Matrices matrices{&x, row};
+  warp_operation(&matrices, load_matrices<true>, line);
+}
+
+void cp_async_16(void* to, const void* from, int bytes) {
+  check_shared(to);
+  if (!device.holds(from)) fail("a copy from what is not memory of the device");
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0) fail("a copy from an address that is not at 16 bytes");
+  std::memset(to, 0xff, 16);
+  machine.running->copies.push_back({to, from, static_cast<std::size_t>(bytes), machine.running->groups});
+}
+void cp_async_commit() { ++machine.running->groups; }
+void cp_async_wait(std::size_t groups) {
+  Fiber& self = *machine.running;
+  std::erase_if(self.copies, [&](const Fiber::Copy& copy) {
+    if (copy.group + groups >= self.groups) return false;
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    return true;
+  });
+}
+
+}  // namespace ptx
 
 DeviceAccess::DeviceAccess() {
   if (device.open++ == 0) device.protect(PROT_READ | PROT_WRITE);

@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <vector>
 
+#include "memory.h"
+
 namespace {
 
 template <class... Parameters, class... Arguments>
@@ -18,27 +20,6 @@ void launch(dim3 grid, dim3 block, void (*kernel)(Parameters...), Arguments... a
   config.blockDim = block;
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
-
-/// Memory of the device.
-template <class T>
-struct Memory {
-  explicit Memory(std::size_t count_) : count(count_) {
-    void* place = nullptr;
-    cudaMalloc(&place, count * sizeof(T));
-    data = static_cast<T*>(place);
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { cudaFree(data); }
-  void set(const std::vector<T>& values) { cudaMemcpyAsync(data, values.data(), count * sizeof(T), {}, nullptr); }
-  std::vector<T> get() const {
-    std::vector<T> values(count);
-    cudaMemcpyAsync(values.data(), data, count * sizeof(T), {}, nullptr);
-    return values;
-  }
-  std::size_t count;
-  T* data = nullptr;
-};
 
 __global__ void add_up(const int* x, int* sums) {
   __shared__ int of_warp[2];

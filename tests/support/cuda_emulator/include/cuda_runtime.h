@@ -107,6 +107,22 @@ std::byte* dynamic_shared_memory();
 void block_barrier(unsigned line);
 /// Hands 8 bytes to the warp, waits for all of its threads, and returns what each of them handed.
 const std::uint64_t* warp_exchange(std::uint64_t mine, unsigned line);
+/// Hands `mine` to the warp, waits for all 32 lanes, and has f(what each of them handed) called once.
+void warp_operation(void* mine, void (*f)(void* const* lanes), unsigned line);
+
+/// The instructions of kernels/cuda/mma.cuh.
+namespace ptx {
+void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], unsigned line = __builtin_LINE());
+void ldmatrix_x4(unsigned (&x)[4], const void* row, unsigned line = __builtin_LINE());
+void ldmatrix_x4_trans(unsigned (&x)[4], const void* row, unsigned line = __builtin_LINE());
+void cp_async_16(void* to, const void* from, int bytes);
+void cp_async_commit();
+void cp_async_wait(std::size_t groups);
+template <int kGroups>
+void cp_async_wait() {
+  cp_async_wait(std::size_t{kGroups});
+}
+}  // namespace ptx
 
 template <class T>
 std::uint64_t to_bits(T value) {
