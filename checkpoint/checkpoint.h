@@ -40,7 +40,7 @@ struct RowBlock {
 /// One tensor as one rank sees it. Path, dtype and shape are the same on every rank; over all ranks the blocks cover
 /// each row exactly once (a replicated tensor is written by one rank; the others pass no blocks).
 struct CheckpointTensor {
-  std::string path;  // below "model/" or "optim/"
+  std::string path;  // below "model/", "optim/" or "hash/"
   DType dtype = DType::f32;
   Shape shape;
   std::vector<RowBlock> blocks;

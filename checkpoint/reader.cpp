@@ -169,7 +169,7 @@ void CheckpointReader::load(const std::string& path) {
       }
       tensors_.push_back(std::move(t));
     }
-    for (const char* group : {"/model", "/optim"}) {
+    for (const char* group : {"/model", "/optim", "/hash"}) {
       if (!file.exists(group)) continue;
       for (const std::string& dataset : file.datasets_below(group)) {
         if (!listed.contains(dataset)) throw CheckpointError("{} is not listed in {}", dataset, layout::kTensors);

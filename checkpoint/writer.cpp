@@ -34,8 +34,8 @@ std::vector<std::uint64_t> values_of(const std::string& bytes) {
 }
 
 bool is_tensor_path(const std::string& path) {
-  return (path.starts_with("model/") || path.starts_with("optim/")) && !path.ends_with('/') &&
-         path.find("//") == std::string::npos && path.find("/.") == std::string::npos &&
+  return (path.starts_with("model/") || path.starts_with("optim/") || path.starts_with("hash/")) &&
+         !path.ends_with('/') && path.find("//") == std::string::npos && path.find("/.") == std::string::npos &&
          path.find('\n') == std::string::npos;
 }
 

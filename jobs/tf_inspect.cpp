@@ -86,10 +86,10 @@ void print_checkpoint(const CheckpointReader& reader) {
   std::printf("\n%s", accounting_text(config.model, config.seq()).c_str());
   std::printf("\ntensors\n");
   for (const CheckpointReader::Tensor& tensor : reader.tensors()) {
-    if (!tensor.path.starts_with("model/")) continue;
+    if (tensor.path.starts_with("optim/")) continue;
     const auto scale = tensor.attributes.find("scale");
-    std::printf("  %-44s %s %-14s%s\n", tensor.path.c_str() + 6, std::string(name_of(tensor.dtype)).c_str(),
-                tensor.shape.text().c_str(),
+    std::printf("  %-44s %s %-14s%s\n", tensor.path.c_str() + (tensor.path.starts_with("model/") ? 6 : 0),
+                std::string(name_of(tensor.dtype)).c_str(), tensor.shape.text().c_str(),
                 scale == tensor.attributes.end() ? "" : fmt::format(" scale {}", text_of(scale->second)).c_str());
   }
   std::printf("\ngrowth history%s\n", reader.growth_history().empty() ? ": none" : "");

@@ -71,7 +71,7 @@ struct ModelConfig {
   std::int64_t memory_width = 0;                        // of the Memory Block; 0: hash_bits.ffn_out a table of ffn_in
   HashWeight hash_weight = HashWeight::p;
   double temperature = 1;
-  std::int64_t table_seed = 0;  // of the permutations that added tables look through
+  std::int64_t table_seed = 0;  // of the permutations that tables are added with
   StreamNorm stream_norm = StreamNorm::layernorm;
   double rmsnorm_eps = 1e-8;
 

@@ -77,6 +77,10 @@ void LanguageModel::set_state_number(const StateNumber& number) {
   throw InternalError("a model of kind {} has no '{}' of {}", config_.kind, number.name, number.parameter);
 }
 
+void LanguageModel::set_state_permutations(const StatePermutations& first) {
+  throw InternalError("a model of kind {} has no permutations '{}'", config_.kind, first.path);
+}
+
 Var LanguageModel::embed(Tape& tape, const Tensor& tokens, LookupSync* lookup) {
   const Var table = lookup == nullptr ? embedding_ : Var(embedding_.value());
   const Var h = completed(

@@ -11,6 +11,7 @@
 // apart and all-gathers what the shards give, to add it in the order of the shards.
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +44,16 @@ struct StateNumber {
   std::string parameter;  // path
   std::string name;       // "scale"
   double value = 0;
+};
+
+/// Permutations that belong to the state of a model although nothing trains them; stored as a tensor of their own. The
+/// same on every rank.
+struct StatePermutations {
+  std::string path;                  // "hash/attention"
+  std::int64_t columns = 0;          // each is one of 0 .. columns - 1
+  std::vector<std::int32_t> values;  // one below the other; empty: there are none
+
+  std::int64_t rows() const { return static_cast<std::int64_t>(values.size()) / columns; }
 };
 
 /// What attention keeps of the positions seen so far, for generation: keys and values, or sums over them.
@@ -83,6 +94,11 @@ class LanguageModel {
   virtual std::vector<StateNumber> state_numbers() const { return {}; }
   /// `number` is one of state_numbers() with another value.
   virtual void set_state_number(const StateNumber& number);
+
+  /// Where the values lie does not change while the model lives.
+  virtual std::span<const StatePermutations> state_permutations() const { return {}; }
+  /// `first` become the first ones of those of the same path and as many columns, of which there are as many or more.
+  virtual void set_state_permutations(const StatePermutations& first);
 
   /// Output of the last block, [T, d] replicated, for tokens [T] i32 of `batch` sequences of T / batch tokens.
   /// `blocks`, when given, receives a copy of the output of every block; with `lookup` the gradient of the looked-up
@@ -135,6 +151,7 @@ class LanguageModel {
   /// The results of all heads, [T, d], from those of this rank.
   Var gather_heads(Tape& tape, const Var& x);
 
+  Allocator& allocator() const { return allocator_; }
   Communicator& tp() const { return tp_; }
   int tp_rank() const { return tp_.rank(); }
   /// Columns of the heads of each rank.

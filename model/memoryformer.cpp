@@ -1,5 +1,6 @@
 #include "model/memoryformer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "autograd/ops/layer_norm.h"
@@ -30,19 +31,31 @@ MemoryShape memory_shape(const ModelConfig& config, MemoryGroup group) {
   return s;
 }
 
-std::vector<std::int32_t> memory_coordinates(const ModelConfig& config, MemoryGroup group, std::int64_t first,
-                                             std::int64_t count) {
+StatePermutations born_permutations(const ModelConfig& config, MemoryGroup group) {
+  const MemoryShape s = memory_shape(config, group);
+  StatePermutations born{fmt::format("hash/{}", name_of(group)), s.d_in, {}};
+  for (std::int64_t number = 1; number * s.chunks < s.tables; ++number) {
+    const Permutation permutation(static_cast<std::uint64_t>(config.table_seed),
+                                  fmt::format("tables.{}.{}", name_of(group), number),
+                                  static_cast<std::uint64_t>(s.d_in));
+    for (std::uint64_t i = 0; i < permutation.size(); ++i) {
+      born.values.push_back(static_cast<std::int32_t>(permutation(i)));
+    }
+  }
+  return born;
+}
+
+std::vector<std::int32_t> memory_coordinates(const ModelConfig& config, MemoryGroup group,
+                                             const StatePermutations& others, std::int64_t first, std::int64_t count) {
   const MemoryShape s = memory_shape(config, group);
   std::vector<std::int32_t> coordinates(static_cast<std::size_t>(s.bits * count));
   for (std::int64_t k = first; k < first + count; ++k) {
     const std::int64_t number = k / s.chunks;
-    const Permutation permutation(static_cast<std::uint64_t>(config.table_seed),
-                                  fmt::format("tables.{}.{}", name_of(group), number),
-                                  static_cast<std::uint64_t>(s.d_in));
     for (std::int64_t i = 0; i < s.bits; ++i) {
-      const auto at = static_cast<std::uint64_t>((k % s.chunks * s.chunk_bits + i) % s.d_in);
+      const std::int64_t at = (k % s.chunks * s.chunk_bits + i) % s.d_in;
       coordinates[static_cast<std::size_t>(i * count + k - first)] =
-          static_cast<std::int32_t>(number == 0 ? at : permutation(at));
+          number == 0 ? static_cast<std::int32_t>(at)
+                      : others.values[static_cast<std::size_t>((number - 1) * s.d_in + at)];
     }
   }
   return coordinates;
@@ -51,12 +64,10 @@ std::vector<std::int32_t> memory_coordinates(const ModelConfig& config, MemoryGr
 MemoryFormer::MemoryFormer(const ModelPlace& place) : LanguageModel(place) {
   for (const MemoryGroup group : kMemoryGroups) {
     const auto g = static_cast<std::size_t>(group);
-    const std::int64_t count = plan().units[g].count(tp_rank());
-    const std::vector<std::int32_t> coordinates =
-        memory_coordinates(config(), group, plan().units[g].begin(tp_rank()), count);
     const MemoryShape s = memory_shape(config(), group);
-    hashes_[g] = {config().hash_weight, config().temperature, s.weight_bits,
-                  Tensor::of<std::int32_t>(place.allocator, Shape{s.bits, count}, coordinates, Purpose::weights)};
+    permutations_[g] = born_permutations(config(), group);
+    hashes_[g] = {config().hash_weight, config().temperature, s.weight_bits, {}};
+    look_through_permutations(group);
     if (!plan().shards) continue;
     rows_[g] = plan().shards->units[g];
     for (std::int64_t& border : rows_[g].borders) border <<= s.bits;
@@ -80,6 +91,27 @@ MemoryFormer::MemoryFormer(const ModelPlace& place) : LanguageModel(place) {
   }
   qkv_columns_.groups = {head_columns(), head_columns(), head_columns()};
   heads_.groups = {head_columns()};
+}
+
+void MemoryFormer::look_through_permutations(MemoryGroup group) {
+  const auto g = static_cast<std::size_t>(group);
+  const std::int64_t count = plan().units[g].count(tp_rank());
+  const std::vector<std::int32_t> coordinates =
+      memory_coordinates(config(), group, permutations_[g], plan().units[g].begin(tp_rank()), count);
+  Tensor& tensor = hashes_[g].coordinates;
+  tensor = Tensor();  // whose memory the new one takes
+  tensor = Tensor::of<std::int32_t>(allocator(), Shape{memory_shape(config(), group).bits, count}, coordinates,
+                                    Purpose::weights);
+}
+
+void MemoryFormer::set_state_permutations(const StatePermutations& first) {
+  for (const MemoryGroup group : kMemoryGroups) {
+    StatePermutations& here = permutations_[static_cast<std::size_t>(group)];
+    if (first.path != here.path || first.columns != here.columns || first.values.size() > here.values.size()) continue;
+    std::ranges::copy(first.values, here.values.begin());
+    return look_through_permutations(group);
+  }
+  LanguageModel::set_state_permutations(first);
 }
 
 RowShards MemoryFormer::shards_here(MemoryGroup group) const {

@@ -37,17 +37,24 @@ struct MemoryShape {
 };
 MemoryShape memory_shape(const ModelConfig& config, MemoryGroup group);
 
+/// The permutations of a group's coordinates that tables beyond the first one a chunk look through, as they are born:
+/// from model.table_seed, each for itself. From then on a model keeps them, and so do its checkpoints.
+StatePermutations born_permutations(const ModelConfig& config, MemoryGroup group);
+
 /// The coordinates that tables [first, first + count) of a group look at, [bits, count]. Table k, bit i:
-///   pi(((k mod chunks) * chunk_bits + i) mod d_in),   pi the permutation number k / chunks of the coordinates, the
-///   first
-/// of which changes nothing; the others follow from model.table_seed. So the first tables look at neighbouring
-/// coordinates, added ones at others, and bits that a table got later are the first ones of the next chunk.
-std::vector<std::int32_t> memory_coordinates(const ModelConfig& config, MemoryGroup group, std::int64_t first,
-                                             std::int64_t count);
+///   pi_j(((k mod chunks) * chunk_bits + i) mod d_in),   j = k / chunks,   pi_0 the identity, pi_1 the first of
+///   `others`
+/// So the first tables look at neighbouring coordinates, added ones at others, and bits that a table got later are the
+/// first ones of the next chunk.
+std::vector<std::int32_t> memory_coordinates(const ModelConfig& config, MemoryGroup group,
+                                             const StatePermutations& others, std::int64_t first, std::int64_t count);
 
 class MemoryFormer final : public LanguageModel {
  public:
   explicit MemoryFormer(const ModelPlace& place);
+
+  std::span<const StatePermutations> state_permutations() const override { return permutations_; }
+  void set_state_permutations(const StatePermutations& first) override;
 
  protected:
   /// As the public code: tables N(0, 0.02^2), of q, k and v N(0, 2 / (5 d)), biases N(0, 0.001^2), norms 1 and 0;
@@ -67,14 +74,17 @@ class MemoryFormer final : public LanguageModel {
   };
   const Layer& of(std::int64_t layer) const { return layers_[static_cast<std::size_t>(layer)]; }
   const MemoryHashing& hash(MemoryGroup group) const { return hashes_[static_cast<std::size_t>(group)]; }
+  /// Makes the coordinates of the tables held here.
+  void look_through_permutations(MemoryGroup group);
   /// The virtual shards of the tables held here, as rows.
   RowShards shards_here(MemoryGroup group) const;
   /// PARTIAL, or complete with virtual shards.
   Var memory(Tape& tape, const Var& x, MemoryGroup group, std::span<const MemoryTables> layers);
 
   std::vector<Layer> layers_;
-  std::array<MemoryHashing, 3> hashes_;  // by MemoryGroup, the same in every layer
-  std::array<ShardBorders, 3> rows_;     // of the virtual shards, likewise
+  std::array<MemoryHashing, 3> hashes_;            // by MemoryGroup, the same in every layer
+  std::array<StatePermutations, 3> permutations_;  // likewise
+  std::array<ShardBorders, 3> rows_;               // of the virtual shards, likewise
   ColumnPlan qkv_columns_, heads_;
 };
 

@@ -177,7 +177,7 @@ std::vector<Field> make_fields() {
                                               "width between the two layers of the Memory Block; 0: "
                                               "model.hash_bits.ffn_out for each chunk of model.dim")));
   f.push_back(only_of("memoryformer", integer("model.table_seed", MEMBER(model.table_seed), at_least(0),
-                                              "seed of the permutations of coordinates that added tables look at")));
+                                              "seed of the permutations of coordinates that tables are added with")));
   f.push_back(only_of("memoryformer", choice("model.stream_norm", MEMBER(model.stream_norm), {"layernorm", "rmsnorm"},
                                              "norm of the residual stream")));
   f.push_back(only_of("memoryformer", real("model.rmsnorm_eps", MEMBER(model.rmsnorm_eps), positive(),

@@ -150,6 +150,7 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
 
   Outputs before;
   std::vector<StateNumber> old_numbers;
+  std::vector<StatePermutations> old_permutations;
   {
     Allocator memory_of_old;  // given back before the grown model takes any
     const std::unique_ptr<LanguageModel> old =
@@ -159,6 +160,7 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
     before.logits = copied(outputs.logits, allocator);
     for (const Tensor& block : outputs.blocks) before.blocks.push_back(copied(block, allocator));
     old_numbers = old->state_numbers();
+    old_permutations.assign(old->state_permutations().begin(), old->state_permutations().end());
   }
   const std::unique_ptr<LanguageModel> grown =
       make_model(allocator, stream, config.model, dtype, *mesh.tp_comm, ShardPlan::even(config.model, mesh.tp));
@@ -167,6 +169,7 @@ ExpandResult expand_checkpoint(Communicator& world, const ExpandRequest& request
     number.value = growth->state_number(number);
     grown->set_state_number(number);
   }
+  for (const StatePermutations& old : old_permutations) grown->set_state_permutations(old);
 
   const std::vector<GrowthRecord>& history = reader.growth_history();
   const std::int64_t stage = stage_of(history) + 1;

@@ -62,6 +62,43 @@ std::vector<std::int64_t> flattened(const std::vector<AgeSegment>& segments) {
   return numbers;
 }
 
+/// Throws DataError for a row that is no permutation.
+void check(const CheckpointReader& reader, const StatePermutations& permutations) {
+  for (std::int64_t row = 0; row < permutations.rows(); ++row) {
+    std::vector<bool> seen(static_cast<std::size_t>(permutations.columns));
+    for (std::int64_t i = 0; i < permutations.columns; ++i) {
+      const std::int32_t to = permutations.values[static_cast<std::size_t>(row * permutations.columns + i)];
+      const bool inside = to >= 0 && to < permutations.columns;
+      if (inside && !seen[static_cast<std::size_t>(to)]) {
+        seen[static_cast<std::size_t>(to)] = true;
+        continue;
+      }
+      throw DataError(
+          "{}: row {} of {} is no permutation of 0 to {}: {} {}; take another checkpoint, or make this one anew with "
+          "tf_expand",
+          reader.path(), row, permutations.path, permutations.columns - 1, to,
+          inside ? "is there twice" : "is none of them");
+    }
+  }
+}
+
+void load_permutations(const CheckpointReader& reader, LanguageModel& model) {
+  for (StatePermutations permutations : model.state_permutations()) {
+    // One that was written before they were stored has none: they are those that the model is born with.
+    if (reader.find(permutations.path) == nullptr) continue;
+    const CheckpointReader::Tensor& stored_tensor = reader.tensor(permutations.path);
+    if (stored_tensor.dtype != DType::i32 ||
+        !(stored_tensor.shape == Shape{permutations.rows(), permutations.columns})) {
+      throw CheckpointError("{}: {} is {} {}, the model's configuration says i32 {}", reader.path(), permutations.path,
+                            name_of(stored_tensor.dtype), stored_tensor.shape.text(),
+                            Shape{permutations.rows(), permutations.columns}.text());
+    }
+    reader.read_rows(permutations.path, 0, permutations.rows(), DType::i32, permutations.values.data());
+    check(reader, permutations);
+    model.set_state_permutations(permutations);
+  }
+}
+
 }  // namespace
 
 std::int64_t stage_of(const std::vector<GrowthRecord>& history) { return history.empty() ? 0 : history.back().stage; }
@@ -140,6 +177,12 @@ CheckpointContents contents_of(const LanguageModel& model, const AdamW& optimize
       if (tensor.path == "model/" + number.parameter) tensor.attributes[number.name] = number.value;
     }
   }
+  for (const StatePermutations& p : model.state_permutations()) {
+    if (p.values.empty()) continue;
+    CheckpointTensor tensor{p.path, DType::i32, Shape{p.rows(), p.columns}, {}, {}};
+    if (owns_values && mesh.tp_index == 0) tensor.blocks = {{0, p.rows(), p.values.data(), Device::cpu}};
+    contents.tensors.push_back(std::move(tensor));
+  }
   return contents;
 }
 
@@ -188,6 +231,7 @@ void load_parameters(const CheckpointReader& reader, LanguageModel& model) {
     }
     model.set_state_number(number);
   }
+  load_permutations(reader, model);
 }
 
 void load_optimizer(const CheckpointReader& reader, const LanguageModel& model, AdamW& optimizer) {

@@ -53,8 +53,8 @@ CheckpointContents contents_of(const LanguageModel& model, const AdamW& optimize
 RunConfig stored_config(const CheckpointReader& reader);
 /// Throws CheckpointError for counters that no run can have.
 RunState load_state(const CheckpointReader& reader);
-/// Fills this rank's rows of the parameters, and the numbers of the model's state. Throws CheckpointError when the
-/// checkpoint's tensors are not those of the model.
+/// Fills this rank's rows of the parameters, and the numbers and permutations of the model's state. Throws
+/// CheckpointError when the checkpoint's tensors are not those of the model, DataError for a permutation that is none.
 void load_parameters(const CheckpointReader& reader, LanguageModel& model);
 /// Fills the moments that this rank owns, and all ages. A parameter with damaged() moments begins with none: zero, at
 /// age 0.

@@ -87,6 +87,9 @@ class MemoryFormer(JobTest):
         for text in [r"stage 1 at step 6 .*: attention.tables 8 -> 10, rule zero-tables, seed 3", r"ffn_out.tables 8 -> 9, "]:
             self.assertRegex(shown, text)
         self.assertIn("table_seed = 3", self.ok("tf_inspect", "--config", "tables.h5").out)
+        self.assertRegex(shown, r"hash/attention +i32 \[1, 32\]")
+        with h5py.File(self.path("tables.h5"), "r") as file:
+            self.assertEqual(sorted(file["hash/ffn_out"][0]), list(range(48)))
         # On ranks that are added with the tables, stopped and gone on with.
         append = ["parallel.tp=2", "parallel.token_shards=append"]
         for folder, more in [("stage2", []), ("stage2_stopped", ["train.max_tokens=2304"]), ("stage2_stopped", [])]:

@@ -100,7 +100,7 @@ TEST_P(MemoryFormerGolden, OneLayer) {
   ModelConfig config;
   config.dim = kIn;
   config.hash_bits = {kBits, kBits, kBits};
-  const std::vector<std::int32_t> coordinates = memory_coordinates(config, MemoryGroup::attention, 0, kTables);
+  const std::vector<std::int32_t> coordinates = memory_coordinates(config, MemoryGroup::attention, {}, 0, kTables);
   const MemoryHashing hash{
       file.hash_weight, 1.0, kBits,
       Tensor::of(allocator, Shape{kBits, kTables}, std::span<const std::int32_t>(coordinates), Purpose::weights)};

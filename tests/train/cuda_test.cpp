@@ -84,6 +84,7 @@ TEST(Cuda, TrainsTheOtherKindsToo) {
     memory.model.kind = "memoryformer";
     memory.model.hash_bits = {4, 4, 5};
     memory.model.memory_width = 45;
+    memory.model.tables = {11, 0, 0};  // which look through a permutation
     memory.train.idle_rows = IdleRows::skip;
     for (const RunConfig& config : {transformer, memory}) {
       const double bound = config.train.dtype == DType::f64 ? 1e-9 : 1e-4;
@@ -188,6 +189,7 @@ TEST(Cuda, ContinuesAPromptAsTheCpuDoes) {
     transformer.model.ffn_dim = 97;
     memory.model.kind = "memoryformer";
     memory.model.hash_bits = {4, 4, 5};
+    memory.model.tables = {11, 0, 0};
     for (const RunConfig& config : {tokens, transformer, memory}) {
       PlacedRun here(on(Device::cpu, config), lab);
       here.trainer.step();

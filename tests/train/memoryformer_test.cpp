@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <numeric>
 #include <set>
 
@@ -309,6 +310,109 @@ TEST(MemoryFormer, GrowsExactly) {
   EXPECT_THROW(expand_checkpoint(test_world(), request), UsageError);
 }
 
+/// Rank 0 saves what it reads of `from` as `to`, `change` having been made to its contents.
+template <class Change>
+void save_changed(const Lab& lab, const RunConfig& config, const std::string& from, const std::string& to,
+                  const Change& change) {
+  if (test_world().rank() == 0) {
+    const auto self = create_self();
+    TinyRun run(config, lab, alone(), from);
+    CheckpointContents contents = run.trainer.contents(Retention::rolling);
+    change(contents.tensors);
+    save_checkpoint(*self, to, contents);
+  }
+  test_world().barrier();
+}
+
+std::vector<std::int32_t> stored_permutations(const std::string& checkpoint) {
+  const CheckpointReader reader = CheckpointReader::open(checkpoint);
+  const CheckpointReader::Tensor& t = reader.tensor("hash/attention");
+  std::vector<std::int32_t> values(static_cast<std::size_t>(t.shape.elements()));
+  reader.read_rows(t.path, 0, t.shape.rows(), DType::i32, values.data());
+  return values;
+}
+
+// What added tables look at is what the checkpoint holds, on any ranks and through growth, whatever the seed says.
+TEST(MemoryFormer, LooksThroughThePermutationsOfItsCheckpoint) {
+  const Lab lab;
+  RunConfig config = memoryformer(lab, DType::f64);
+  const std::string small = lab.path("small.h5"), grown = lab.path("grown.h5"), other = lab.path("other.h5"),
+                    older = lab.path("older.h5"), again = lab.path("again.h5"), damaged = lab.path("damaged.h5");
+  train_and_save(lab, config, 3, small);
+  EXPECT_EQ(CheckpointReader::open(small).find("hash/attention"), nullptr) << "there are no added tables";
+  ExpandRequest request;
+  request.checkpoint = small;
+  request.output = grown;
+  request.growth.counts = {{"attention.tables", 11}};
+  request.growth.seed = 7;
+  expand_checkpoint(test_world(), request);
+  const std::vector<std::int32_t> born = stored_permutations(grown);
+  ASSERT_EQ(born.size(), 32U);
+  EXPECT_EQ(std::set<std::int32_t>(born.begin(), born.end()).size(), 32U);
+
+  std::vector<std::int32_t> mine(born.rbegin(), born.rend());
+  const auto with = [&](std::vector<CheckpointTensor>& tensors, const std::vector<std::int32_t>& values) {
+    CheckpointTensor& t = *std::ranges::find(tensors, "hash/attention", &CheckpointTensor::path);
+    t.shape = Shape{1, static_cast<std::int64_t>(values.size())};
+    t.blocks = {{0, 1, values.data(), Device::cpu}};
+  };
+  save_changed(lab, config, grown, other, [&](auto& tensors) { with(tensors, mine); });
+  save_changed(lab, config, grown, older, [](auto& tensors) {
+    std::erase_if(tensors, [](const CheckpointTensor& t) { return t.path == "hash/attention"; });
+  });
+
+  config.train.steps = 20;
+  const auto trained = [&](const std::string& checkpoint, Mesh mesh, const std::vector<std::int32_t>& want) {
+    TinyRun run(config, lab, std::move(mesh), checkpoint);
+    EXPECT_EQ(run.trainer.model().state_permutations()[0].values, want);
+    const double loss = train(run.trainer, 3).back().loss;
+    run.trainer.save(test_world(), lab.path("trained.h5"), Retention::rolling);
+    EXPECT_EQ(stored_permutations(lab.path("trained.h5")), want);
+    return loss;
+  };
+  for (const auto& layout : layouts()) {
+    const double by_seed = trained(grown, mesh_of(layout), born), by_other = trained(other, mesh_of(layout), mine);
+    EXPECT_EQ(trained(older, mesh_of(layout), born), by_seed) << "the seed is all that there was once";
+    EXPECT_GT(relative(by_other, by_seed), 1e-9) << text_of(layout);
+    static double first = by_other;
+    EXPECT_LT(relative(by_other, first), 1e-9) << text_of(layout);
+  }
+
+  // 8 tables look through each, so 17 need one more.
+  request.checkpoint = other;
+  request.output = again;
+  request.growth.counts = {{"attention.tables", 17}};
+  EXPECT_LT(expand_checkpoint(test_world(), request).probe_change, 1e-12);
+  const std::vector<std::int32_t> both = stored_permutations(again);
+  ASSERT_EQ(both.size(), 64U);
+  EXPECT_TRUE(std::equal(mine.begin(), mine.end(), both.begin()));
+
+  const auto refused = [&]<class E>(const std::vector<std::int32_t>& values, const std::string& says) {
+    save_changed(lab, config, grown, damaged, [&](auto& tensors) { with(tensors, values); });
+    std::string what;
+    try {
+      const TinyRun run(config, lab, alone(), damaged);
+    } catch (const E& error) {
+      what = error.what();
+    }
+    EXPECT_NE(what.find(says), std::string::npos) << "\"" << what << "\"";
+    test_world().barrier();
+    if (test_world().rank() == 0) std::filesystem::remove(damaged);
+  };
+  std::vector<std::int32_t> wrong = mine;
+  wrong[5] = wrong[9];
+  refused.operator()<DataError>(wrong, fmt::format("row 0 of hash/attention is no permutation of 0 to 31: {} is there "
+                                                   "twice",
+                                                   wrong[9]));
+  for (const std::int32_t outside : {-1, 32}) {
+    wrong[5] = outside;
+    refused.operator()<DataError>(wrong, fmt::format("{} is none of them", outside));
+  }
+  wrong.pop_back();
+  refused.operator()<CheckpointError>(wrong,
+                                      "hash/attention is i32 [1, 31], the model's configuration says i32 [1, 32]");
+}
+
 TEST(MemoryFormer, CountsItsParameters) {
   const Lab lab;
   for (const Biases biases : {Biases::all, Biases::none}) {
@@ -333,7 +437,9 @@ TEST(MemoryFormer, AddedTablesAndBitsLookAtOtherCoordinates) {
   config.hash_bits = {5, 4, 6};
   config.chunk_bits = {4, 0, 0};
   config.tables = {15, 0, 0};  // two permutations beside the first, the last of them not whole
-  const std::vector<std::int32_t> c = memory_coordinates(config, MemoryGroup::attention, 0, 15);
+  const StatePermutations others = born_permutations(config, MemoryGroup::attention);
+  EXPECT_EQ(others.rows(), 2);
+  const std::vector<std::int32_t> c = memory_coordinates(config, MemoryGroup::attention, others, 0, 15);
   const auto at = [&](std::int64_t bit, std::int64_t table) { return c[static_cast<std::size_t>(bit * 15 + table)]; };
   for (std::int64_t number = 0; number < 2; ++number) {
     std::set<std::int32_t> seen;
@@ -349,7 +455,9 @@ TEST(MemoryFormer, AddedTablesAndBitsLookAtOtherCoordinates) {
   EXPECT_NE(at(0, 6), at(0, 12));
   // A part of them, as a rank asks for it, and the same whatever there is behind.
   config.tables = {9, 0, 0};
-  const std::vector<std::int32_t> part = memory_coordinates(config, MemoryGroup::attention, 7, 2);
+  const StatePermutations fewer = born_permutations(config, MemoryGroup::attention);
+  EXPECT_EQ(fewer.rows(), 1);
+  const std::vector<std::int32_t> part = memory_coordinates(config, MemoryGroup::attention, fewer, 7, 2);
   for (std::int64_t bit = 0; bit < 5; ++bit) {
     EXPECT_EQ(part[static_cast<std::size_t>(2 * bit)], at(bit, 7));
     EXPECT_EQ(part[static_cast<std::size_t>(2 * bit + 1)], at(bit, 8));
