@@ -113,10 +113,6 @@ void causal_attention_backward(Stream& stream, const AttentionShape& shape, Cons
   check_keys(kOp, "dk", shape, dk, q.dtype, columns);
   check_keys(kOp, "dv", shape, dv, q.dtype, columns);
   check_width(kOp, stream, columns / shape.heads);
-  if (stream.device() == Device::cuda && shape.q_seq != shape.kv_seq) {
-    throw DeviceError("{}: q_seq {} and kv_seq {} differ, for which there are kernels for the CPU only", kOp,
-                      shape.q_seq, shape.kv_seq);
-  }
   check_workspace(kOp, workspace, compute_dtype(q.dtype),
                   attention_workspace(backward_shape(shape), columns / shape.heads, stream.device()));
   const ProfileScope scope(

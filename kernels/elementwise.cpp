@@ -12,11 +12,11 @@ void fill(Stream& stream, TensorView y, double value) {
   check_device("fill", stream, y);
   check_matrix("fill", "y", y, y.dtype, y.rows(), y.columns());
   const ProfileScope scope(stream, "fill", {0, bytes_of(y)});
-  with_compute_type("fill", y.dtype, [&](auto t) {
+  with_stored_type("fill", stream, y.dtype, [&](auto t) {
     using T = decltype(t);
-    const T v = static_cast<T>(value);
-    on_device(
-        stream, [&] { cpu::fill(y, v); }, [&](auto) { cuda::fill<T>(stream, y, v); });
+    [[maybe_unused]] const T v(static_cast<Compute<T>>(value));
+    on_device<T>(
+        stream, [&](auto) { cpu::fill(y, v); }, [&](auto) { cuda::fill<T>(stream, y, v); });
   });
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/cpu/head_products.h"
 #include "kernels/cpu/linear_attention.h"
+#include "kernels/cuda/linear_attention.h"
 #include "kernels/dispatch.h"
 #include "kernels/work.h"
 
@@ -42,13 +43,27 @@ void check_operands(const char* op, const Stream& stream, const LinearShape& s, 
                     const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
                     const ConstTensorView& out) {
   const std::int64_t columns = q.columns(), rows = s.batch * s.seq;
-  check_cpu(op, stream);
+  check_device(op, stream, map.table, q, k, v, out);
   check_shape(op, s, columns);
-  check_map(op, s, map, q.dtype, columns / s.heads);
+  check_map(op, s, map, compute_dtype(q.dtype), columns / s.heads);
   check_matrix(op, "q", q, q.dtype, rows, columns);
   check_matrix(op, "k", k, q.dtype, rows, columns);
   check_matrix(op, "v", v, q.dtype, rows, columns);
   check_matrix(op, "out", out, q.dtype, rows, columns);
+}
+
+/// LinearShape and FeatureMap as the kernels for CUDA take them.
+template <class C>
+[[maybe_unused]] cuda::LinearHeads<C> heads_of(const LinearShape& s, const FeatureMap& map, std::int64_t columns) {
+  return {s.batch,
+          s.heads,
+          s.seq,
+          s.first,
+          static_cast<int>(columns / s.heads),
+          static_cast<int>(map.count),
+          static_cast<int>(kLinearChunk),
+          map.kind == Features::relu_cosine ? cuda::FeatureKind::relu_cosine : cuda::FeatureKind::random_exponential,
+          cuda::Rows<const C>(map.table)};
 }
 
 /// Operations of one head of one sequence: products of `by_features` with all features and head_dim, and so many of w.
@@ -88,23 +103,33 @@ void linear_attention_forward(Stream& stream, const LinearShape& shape, const Fe
                               TensorView workspace) {
   constexpr const char* kOp = "linear_attention_forward";
   check_operands(kOp, stream, shape, map, q, k, v, out);
+  check_device(kOp, stream, den, state, workspace);
   const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq, head_dim = columns / shape.heads;
+  const std::int64_t state_size = linear_attention_state(head_dim, map.count);
+  const DType dtype = compute_dtype(q.dtype);
   if (den) {
-    check_matrix(kOp, "den", den, q.dtype, rows, shape.heads);
-    check_vector(kOp, "den", den, q.dtype, rows * shape.heads);
+    check_matrix(kOp, "den", den, dtype, rows, shape.heads);
+    check_vector(kOp, "den", den, dtype, rows * shape.heads);
   }
   if (state) {
-    const std::int64_t size = linear_attention_state(head_dim, map.count);
-    check_matrix(kOp, "state", state, q.dtype, shape.batch * shape.heads, size);
-    check_vector(kOp, "state", state, q.dtype, shape.batch * shape.heads * size);
+    check_matrix(kOp, "state", state, dtype, shape.batch * shape.heads, state_size);
+    check_vector(kOp, "state", state, dtype, shape.batch * shape.heads * state_size);
   } else if (shape.first > 0) {
     throw ShapeError("{}: positions from {} on without the state of those before", kOp, shape.first);
   }
-  check_workspace(kOp, workspace, q.dtype, linear_attention_workspace(shape, head_dim, map.count, LinearPass::forward));
+  check_workspace(kOp, workspace, dtype,
+                  linear_attention_workspace(shape, head_dim, map.count, LinearPass::forward, stream.device()));
   const ProfileScope scope(stream, kOp, {operations(shape, map, head_dim, 2, 1), bytes_of(q, k, v, out)});
-  with_compute_type(kOp, q.dtype, [&](auto t) {
-    on_cpu(stream,
-           [&] { cpu::linear_attention_forward<decltype(t)>(shape, map, q, k, v, out, den, state, workspace); });
+  with_stored_type(kOp, stream, q.dtype, [&](auto t) {
+    using T = decltype(t);
+    using C = Compute<T>;
+    on_device<T>(
+        stream, [&](auto) { cpu::linear_attention_forward<T>(shape, map, q, k, v, out, den, state, workspace); },
+        [&](auto) {
+          cuda::linear_attention_forward<T>(stream, heads_of<C>(shape, map, columns), q, k, v, out,
+                                            den ? den.as<C>() : nullptr, state ? state.as<C>() : nullptr, state_size,
+                                            workspace.as<C>());
+        });
   });
 }
 
@@ -114,22 +139,30 @@ void linear_attention_backward(Stream& stream, const LinearShape& shape, const F
                                TensorView workspace) {
   constexpr const char* kOp = "linear_attention_backward";
   check_operands(kOp, stream, shape, map, q, k, v, out);
+  check_device(kOp, stream, den, dout, dq, dk, dv, workspace);
   const std::int64_t columns = q.columns(), rows = shape.batch * shape.seq, head_dim = columns / shape.heads;
+  const DType dtype = compute_dtype(q.dtype);
   if (shape.first != 0) throw ShapeError("{}: first is {}; a state has no gradient", kOp, shape.first);
-  check_matrix(kOp, "den", den, q.dtype, rows, shape.heads);
-  check_vector(kOp, "den", den, q.dtype, rows * shape.heads);
+  check_matrix(kOp, "den", den, dtype, rows, shape.heads);
+  check_vector(kOp, "den", den, dtype, rows * shape.heads);
   check_matrix(kOp, "dout", dout, q.dtype, rows, columns);
   check_matrix(kOp, "dq", dq, q.dtype, rows, columns);
   check_matrix(kOp, "dk", dk, q.dtype, rows, columns);
   check_matrix(kOp, "dv", dv, q.dtype, rows, columns);
-  check_workspace(kOp, workspace, q.dtype,
-                  linear_attention_workspace(shape, head_dim, map.count, LinearPass::backward));
+  check_workspace(kOp, workspace, dtype,
+                  linear_attention_workspace(shape, head_dim, map.count, LinearPass::backward, stream.device()));
   const ProfileScope scope(stream, kOp,
                            {operations(shape, map, head_dim, 5, 2.5), bytes_of(q, k, v, out, dout, dq, dk, dv)});
-  with_compute_type(kOp, q.dtype, [&](auto t) {
-    on_cpu(stream, [&] {
-      cpu::linear_attention_backward<decltype(t)>(shape, map, q, k, v, out, den, dout, dq, dk, dv, workspace);
-    });
+  with_stored_type(kOp, stream, q.dtype, [&](auto t) {
+    using T = decltype(t);
+    using C = Compute<T>;
+    on_device<T>(
+        stream,
+        [&](auto) { cpu::linear_attention_backward<T>(shape, map, q, k, v, out, den, dout, dq, dk, dv, workspace); },
+        [&](auto) {
+          cuda::linear_attention_backward<T>(stream, heads_of<C>(shape, map, columns), q, k, v, out, den.as<C>(), dout,
+                                             dq, dk, dv, workspace.as<C>());
+        });
   });
 }
 
@@ -138,7 +171,12 @@ std::int64_t linear_attention_state(std::int64_t head_dim, std::int64_t features
 }
 
 std::int64_t linear_attention_workspace(const LinearShape& shape, std::int64_t head_dim, std::int64_t features,
-                                        LinearPass pass) {
+                                        LinearPass pass, Device device) {
+  if (device == Device::cuda) {
+    return shape.batch * shape.heads *
+           (pass == LinearPass::forward ? cuda::linear_forward_workspace(head_dim, features, kLinearChunk)
+                                        : cuda::linear_backward_workspace(head_dim, features, kLinearChunk));
+  }
   return omp_get_max_threads() * cpu::linear_attention_workspace_per_thread(shape, head_dim, features, pass);
 }
 

@@ -64,12 +64,13 @@ struct LinearShape {
 };
 
 /// out [batch * seq, heads * head_dim] as above; q, k, v alike, row strides allowed (columns of one tensor). den
-/// [batch * seq, heads] (contiguous, or empty) saves sum_j w_ij, before its floor. f32 or f64, accumulated in the same.
-/// state [batch * heads, linear_attention_state()] (contiguous), or empty: what is kept of the positions before `first`
-/// (not read when first = 0), and then of those up to first + seq. Its size does not depend on how many they are.
-/// workspace: linear_attention_workspace(..., LinearPass::forward).
-/// Parallel over (sequence, head); the bits of a row depend neither on threads, batch, seq nor later rows, so a
-/// sequence in pieces, by way of a state, gives the bits of the whole. Throws ShapeError, DTypeError.
+/// [batch * seq, heads] (contiguous, or empty) saves sum_j w_ij, before its floor. f32 or f64, accumulated in the same;
+/// on a CUDA device also bf16, with table, den, state, workspace and sums in f32. state [batch * heads,
+/// linear_attention_state()] (contiguous), or empty: what is kept of the positions before `first` (not read when first
+/// = 0), and then of those up to first + seq. Its size does not depend on how many they are. workspace:
+/// linear_attention_workspace(..., LinearPass::forward). Parallel over (sequence, head); the bits of a row depend
+/// neither on threads, batch, seq nor later rows, so a sequence in pieces, by way of a state, gives the bits of the
+/// whole. Throws ShapeError, DTypeError.
 void linear_attention_forward(Stream& stream, const LinearShape& shape, const FeatureMap& map, ConstTensorView q,
                               ConstTensorView k, ConstTensorView v, TensorView out, TensorView den, TensorView state,
                               TensorView workspace);
@@ -85,9 +86,9 @@ void linear_attention_backward(Stream& stream, const LinearShape& shape, const F
 std::int64_t linear_attention_state(std::int64_t head_dim, std::int64_t features);
 
 enum class LinearPass : std::uint8_t { forward, backward };
-/// Elements for omp_get_max_threads() threads. Backward holds the sums of every chunk: m head_dim seq / kLinearChunk
-/// numbers a thread.
+/// Elements, on the CPU for omp_get_max_threads() threads, on a CUDA device for every head of every sequence. Backward
+/// on the CPU holds the sums of every chunk: m head_dim seq / kLinearChunk numbers a thread.
 std::int64_t linear_attention_workspace(const LinearShape& shape, std::int64_t head_dim, std::int64_t features,
-                                        LinearPass pass);
+                                        LinearPass pass, Device device = Device::cpu);
 
 }  // namespace tforge::kernels

@@ -18,12 +18,12 @@ struct SlotShape {
 };
 
 /// y[b, s, head h] = sum_j E[h * slots + s, j] x[b, j, head h]. E [heads * slots, block]; x, y [rows, heads *
-/// head_dim], row strides allowed; x and y apart. f32 or f64; sums in order of j. Parallel over (sequence, head); bits
-/// do not depend on threads. Throws ShapeError, DTypeError.
+/// head_dim], row strides allowed; x and y apart. f32 or f64, on a CUDA device also bf16 with sums in f32; sums in
+/// order of j. Parallel over (sequence, head); bits do not depend on threads. Throws ShapeError, DTypeError.
 void slots_forward(Stream& stream, const SlotShape& shape, ConstTensorView projection, ConstTensorView x, TensorView y);
 
-/// dx[b, j] += sum_s E[s, j] dy[b, s]; dE[s, j] {=, +=} sum_b dy[b, s] . x[b, j], in order of b (dprojection as E, or
-/// empty). Parallel over heads. Throws ShapeError, DTypeError.
+/// dx[b, j] += sum_s E[s, j] dy[b, s]; dE[s, j] {=, +=} sum_b dy[b, s] . x[b, j], in order of b (dprojection as E, f32
+/// of bf16, or empty). Parallel over heads. Throws ShapeError, DTypeError.
 void slots_backward(Stream& stream, const SlotShape& shape, ConstTensorView projection, ConstTensorView x,
                     ConstTensorView dy, TensorView dx, GradMode mode, TensorView dprojection);
 

@@ -7,6 +7,7 @@
 #include "autograd/ops/attention.h"
 #include "autograd/ops/block_attention.h"
 #include "autograd/ops/linear_attention.h"
+#include "core/copy.h"
 #include "core/errors.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
@@ -113,22 +114,39 @@ class BlockAttention final : public Attention {
   std::vector<BlockSlots> layers_;
 };
 
+/// A table of numbers that a model is born with, computed on the host by make(stream, view).
+template <class Make>
+Tensor host_made(Allocator& allocator, Stream& stream, const Shape& shape, DType dtype, const Make& make) {
+  Tensor table = Tensor::empty(allocator, shape, dtype, Purpose::weights);
+  if (stream.device() == Device::cpu) {
+    make(stream, table.view());
+  } else if (!stream.rehearses()) {
+    Allocator host;
+    Stream cpu;
+    Tensor made = Tensor::empty(host, shape, dtype, Purpose::weights);
+    make(cpu, made.view());
+    copy(stream, std::as_const(made).view(), table.view());
+  }
+  return table;
+}
+
 /// performer, cosformer
 class LinearAttention final : public Attention {
  public:
   LinearAttention(Allocator& allocator, Stream& stream, const ModelConfig& config, const Place& place) : place_(place) {
     const std::int64_t m = attention_features(config);
     if (config.attention.kind == AttentionKind::cosformer) {
-      Tensor table = Tensor::empty(allocator, Shape{config.max_seq, 2}, place.dtype, Purpose::weights);
-      kernels::cosine_features(stream, table.view());
+      const Tensor table = host_made(allocator, stream, Shape{config.max_seq, 2}, compute_dtype(place.dtype),
+                                     [](Stream& cpu, TensorView view) { kernels::cosine_features(cpu, view); });
       layers_.assign(static_cast<std::size_t>(config.layers), {Features::relu_cosine, m, table});
       return;
     }
     const Shape shape{place.head_dim, kernels::feature_columns(m)};
     for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-      Tensor table = Tensor::empty(allocator, shape, place.dtype, Purpose::weights);
-      kernels::orthogonal_features(stream, static_cast<std::uint64_t>(config.attention.feature_seed),
-                                   fmt::format("layers.{}.attention.features", layer), m, table.view());
+      Tensor table = host_made(allocator, stream, shape, compute_dtype(place.dtype), [&](Stream& cpu, TensorView view) {
+        kernels::orthogonal_features(cpu, static_cast<std::uint64_t>(config.attention.feature_seed),
+                                     fmt::format("layers.{}.attention.features", layer), m, view);
+      });
       layers_.push_back({Features::random_exponential, m, std::move(table)});
     }
   }
@@ -139,15 +157,17 @@ class LinearAttention final : public Attention {
 
   AttentionMemory make_memory(Allocator& allocator, std::int64_t batch, std::int64_t) const override {
     const Shape shape{batch * place_.heads, kernels::linear_attention_state(place_.head_dim, of(0).count)};
-    return {.keys = {}, .values = {}, .sums = Tensor::zeros(allocator, shape, place_.dtype, Purpose::activations)};
+    return {.keys = {},
+            .values = {},
+            .sums = Tensor::zeros(allocator, shape, compute_dtype(place_.dtype), Purpose::activations)};
   }
 
   Tensor extend(Tape& tape, const Tensor& qkv, std::int64_t batch, std::int64_t layer, std::int64_t first, std::int64_t,
                 AttentionMemory& memory) const override {
     const std::int64_t n = qkv.shape().rows() / batch;
     const kernels::LinearShape shape{batch, place_.heads, n, first};
-    const std::int64_t size =
-        kernels::linear_attention_workspace(shape, place_.head_dim, of(layer).count, kernels::LinearPass::forward);
+    const std::int64_t size = kernels::linear_attention_workspace(shape, place_.head_dim, of(layer).count,
+                                                                  kernels::LinearPass::forward, tape.stream().device());
     Tensor workspace = tape.empty(Shape{size}, compute_dtype(place_.dtype), Purpose::workspace);
     Tensor out = tape.empty(Shape{batch * n, place_.columns()}, place_.dtype);
     kernels::linear_attention_forward(tape.stream(), shape, of(layer).map(), part(qkv, 0), part(qkv, 1), part(qkv, 2),

@@ -435,11 +435,6 @@ void validate_device(const RunConfig& config) {
   }
   if (config.run.device == Device::cpu) return;
   const std::string_view device = name_of(config.run.device);
-  if (config.model.attention.kind != AttentionKind::softmax) {
-    throw ConfigError(
-        "run.device = \"{}\": there model.attention.kind is \"softmax\", not \"{}\", which the processor computes",
-        device, name_of(config.model.attention.kind));
-  }
   if (const std::int64_t most = kernels::most_head_dim(config.run.device); config.model.head_dim() > most) {
     throw ConfigError(
         "run.device = \"{}\": a head of model.dim = {} and model.heads = {} is {} wide, at most {} are possible there",

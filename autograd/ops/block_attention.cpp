@@ -71,7 +71,7 @@ struct BlockAttentionNode final : Node {
     }
     const AttentionShape largest{batch, heads, rows, rows, rows};
     Tensor workspace = tape.empty(Shape{kernels::attention_workspace(largest, c / heads, stream.device())},
-                                  joint.dtype(), Purpose::workspace);
+                                  compute_dtype(joint.dtype()), Purpose::workspace);
     for (std::int64_t b = blocks - 1; b >= 0; --b) {
       const std::int64_t past = b * block, n = std::min(block, seq - past), before = b * slots;
       const Part in_sequence{past, n, seq}, in_memory{before, n, rows}, alone{0, n, n};
@@ -135,8 +135,8 @@ Tensor block_attention_extend(Tape& tape, ConstTensorView qkv, std::int64_t batc
     return kernels::attention_workspace({batch, heads, q_seq, kv_seq, kv_seq}, c / heads, stream.device());
   };
   const std::int64_t piece = std::min(count, block);
-  Tensor workspace =
-      tape.empty(Shape{std::max(workspace_of(1, rows), workspace_of(piece, piece))}, qkv.dtype, Purpose::workspace);
+  Tensor workspace = tape.empty(Shape{std::max(workspace_of(1, rows), workspace_of(piece, piece))},
+                                compute_dtype(qkv.dtype), Purpose::workspace);
   for (std::int64_t done = 0; done < count;) {
     const std::int64_t position = first + done, at = position % block, before = position / block * slots;
     const std::int64_t n = std::min(block - at, count - done);
@@ -177,7 +177,7 @@ Var block_attention(Tape& tape, const Var& qkv, std::int64_t batch, std::int64_t
   }
   const Shape memory{batch * block_attention_rows(rows / batch, slots.block(), slots.slots(heads)), c};
   Tensor keys = tape.empty(memory, qkv.dtype()), values = tape.empty(memory, qkv.dtype());
-  Tensor lse = tape.empty(Shape{rows, heads}, qkv.dtype());
+  Tensor lse = tape.empty(Shape{rows, heads}, compute_dtype(qkv.dtype()));
   Tensor out = block_attention_extend(tape, qkv.view(), batch, heads, slots, 0, keys, values, lse);
   auto* node = tape.record<BlockAttentionNode>(tape, qkv, out, std::move(lse), batch, heads, slots);
   return tape.output(std::move(out), node);

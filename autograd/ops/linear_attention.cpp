@@ -13,8 +13,9 @@ using kernels::LinearShape;
 
 Tensor workspace_for(Tape& tape, const LinearShape& shape, const AttentionFeatures& features, std::int64_t c,
                      LinearPass pass, DType dtype) {
-  const std::int64_t size = kernels::linear_attention_workspace(shape, c / shape.heads, features.count, pass);
-  return tape.empty(Shape{size}, dtype, Purpose::workspace);
+  const std::int64_t size =
+      kernels::linear_attention_workspace(shape, c / shape.heads, features.count, pass, tape.stream().device());
+  return tape.empty(Shape{size}, compute_dtype(dtype), Purpose::workspace);
 }
 
 struct LinearAttentionNode final : Node {
@@ -59,7 +60,7 @@ Var linear_attention(Tape& tape, const Var& qkv, std::int64_t batch, std::int64_
   const LinearShape shape{batch, heads, rows / batch};
   Tensor workspace = workspace_for(tape, shape, features, c, LinearPass::forward, qkv.dtype());
   Tensor out = tape.empty(Shape{rows, c}, qkv.dtype());
-  Tensor den = tape.empty(Shape{rows, heads}, qkv.dtype());
+  Tensor den = tape.empty(Shape{rows, heads}, compute_dtype(qkv.dtype()));
   const ConstTensorView x = qkv.view();
   kernels::linear_attention_forward(tape.stream(), shape, features.map(), x.column_range(0, c), x.column_range(c, c),
                                     x.column_range(2 * c, c), out.view(), den.view(), {}, workspace.view());

@@ -224,14 +224,15 @@ struct Gradients {
 };
 template <class T>
 __device__ Gradients<T> score_gradients(const T* queries, const T* keys, const T* values, const T* gradients,
-                                        std::int64_t first_query, std::int64_t first_key, std::int64_t seq,
-                                        int head_dim, T scale, const T* lse, const T* dots) {
+                                        std::int64_t first_query, std::int64_t first_key, const Heads& shape, T scale,
+                                        const T* lse, const T* dots) {
   const Place place;
+  const int head_dim = static_cast<int>(shape.head_dim);
   Gradients<T> g{times_transposed(queries, keys, head_dim), times_transposed(gradients, values, head_dim)};
   for (int i = 0; i < kRows; ++i) {
     const std::int64_t query = first_query + place.row(i);
     for (int j = 0; j < kColumns; ++j) {
-      const bool sees = query < seq && first_key + place.column(j) <= query;
+      const bool sees = query < shape.q_seq && first_key + place.column(j) <= shape.kv_seq - shape.q_seq + query;
       T& p = g.p.at[i][j];
       p = sees ? exp(p * scale - lse[place.row(i)]) : T(0);
       g.ds.at[i][j] = sees ? p * (g.ds.at[i][j] - dots[place.row(i)]) * scale : T(0);
@@ -266,27 +267,29 @@ __global__ void __launch_bounds__(kThreads)
   C* const lse_tile = ds + kTile * pitch_of(kTile);
   C* const dot_tile = lse_tile + kTile;
   const Work work(shape, blockIdx.x);
-  const std::int64_t column = work.head * head_dim, seq = shape.kv_seq;
-  const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * seq;
-  load_tile(head_of(k, key_row, column), work.first, seq, head_dim, keys);
-  load_tile(head_of(v, key_row, column), work.first, seq, head_dim, values);
+  const std::int64_t column = work.head * head_dim, earlier = shape.kv_seq - shape.q_seq;
+  const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * shape.q_seq;
+  load_tile(head_of(k, key_row, column), work.first, shape.kv_seq, head_dim, keys);
+  load_tile(head_of(v, key_row, column), work.first, shape.kv_seq, head_dim, values);
   Strip<C, kWide> key_sum{}, value_sum{};
-  for (std::int64_t first = work.first; first < seq; first += kTile) {  // the queries that see a key of the tile
+  // From the first tile of queries that see a key of this one.
+  const std::int64_t begin = work.first > earlier ? (work.first - earlier) / kTile * kTile : 0;
+  for (std::int64_t first = begin; first < shape.q_seq; first += kTile) {
     __syncthreads();
-    load_tile(head_of(q, query_row, column), first, seq, head_dim, queries);
-    load_tile(head_of(dout, query_row, column), first, seq, head_dim, gradients);
+    load_tile(head_of(q, query_row, column), first, shape.q_seq, head_dim, queries);
+    load_tile(head_of(dout, query_row, column), first, shape.q_seq, head_dim, gradients);
     load_numbers(shape, work, first, lse, dots, lse_tile, dot_tile);
     __syncthreads();
     const Gradients<C> g =
-        score_gradients(queries, keys, values, gradients, first, work.first, seq, head_dim, scale, lse_tile, dot_tile);
+        score_gradients(queries, keys, values, gradients, first, work.first, shape, scale, lse_tile, dot_tile);
     share(g.p, p);
     share(g.ds, ds);
     __syncthreads();
     add_product<kWide>(p, 1, pitch_of(kTile), gradients, head_dim, value_sum);
     add_product<kWide>(ds, 1, pitch_of(kTile), queries, head_dim, key_sum);
   }
-  store_strip<kWide>(key_sum, head_of(dk, key_row, column), work.first, seq, head_dim);
-  store_strip<kWide>(value_sum, head_of(dv, key_row, column), work.first, seq, head_dim);
+  store_strip<kWide>(key_sum, head_of(dk, key_row, column), work.first, shape.kv_seq, head_dim);
+  store_strip<kWide>(value_sum, head_of(dv, key_row, column), work.first, shape.kv_seq, head_dim);
 }
 
 template <int kWide, class T>
@@ -303,24 +306,25 @@ __global__ void __launch_bounds__(kThreads)
   C* const lse_tile = ds + kTile * pitch_of(kTile);
   C* const dot_tile = lse_tile + kTile;
   const Work work(shape, gridDim.x - 1 - blockIdx.x);
-  const std::int64_t column = work.head * head_dim, seq = shape.kv_seq;
-  const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * seq;
-  load_tile(head_of(q, query_row, column), work.first, seq, head_dim, queries);
-  load_tile(head_of(dout, query_row, column), work.first, seq, head_dim, gradients);
+  const std::int64_t column = work.head * head_dim, earlier = shape.kv_seq - shape.q_seq;
+  const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * shape.q_seq;
+  load_tile(head_of(q, query_row, column), work.first, shape.q_seq, head_dim, queries);
+  load_tile(head_of(dout, query_row, column), work.first, shape.q_seq, head_dim, gradients);
   load_numbers(shape, work, work.first, lse, dots, lse_tile, dot_tile);
   Strip<C, kWide> sum{};
-  for (std::int64_t first = 0; first <= work.first; first += kTile) {
+  const std::int64_t end = min(shape.kv_seq, earlier + work.first + kTile);  // keys that some row sees
+  for (std::int64_t first = 0; first < end; first += kTile) {
     __syncthreads();
-    load_tile(head_of(k, key_row, column), first, seq, head_dim, keys);
-    load_tile(head_of(v, key_row, column), first, seq, head_dim, values);
+    load_tile(head_of(k, key_row, column), first, shape.kv_seq, head_dim, keys);
+    load_tile(head_of(v, key_row, column), first, shape.kv_seq, head_dim, values);
     __syncthreads();
     const Gradients<C> g =
-        score_gradients(queries, keys, values, gradients, work.first, first, seq, head_dim, scale, lse_tile, dot_tile);
+        score_gradients(queries, keys, values, gradients, work.first, first, shape, scale, lse_tile, dot_tile);
     share(g.ds, ds);
     __syncwarp();  // a row of ds is written and read by one warp
     add_product<kWide>(ds, pitch_of(kTile), 1, keys, head_dim, sum);
   }
-  store_strip<kWide>(sum, head_of(dq, query_row, column), work.first, seq, head_dim);
+  store_strip<kWide>(sum, head_of(dq, query_row, column), work.first, shape.q_seq, head_dim);
 }
 
 /// Bytes of `strips` tiles of rows, `squares` of scores and the numbers of a tile's rows.

@@ -137,6 +137,7 @@ void from_bf16(const Stream& stream, Rows<const bf16> x, Rows<float> y) { map(st
   template void add<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<T>); \
   template void scale<T>(const Stream&, Compute<T>, Rows<const T>, Rows<T>);  \
   template void add_row<T>(const Stream&, const Compute<T>*, Rows<T>);        \
+  template void fill<T>(const Stream&, Rows<T>, T);                           \
   template void column_sums<T>(const Stream&, Rows<const T>, GradMode, Compute<T>*)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
@@ -144,7 +145,6 @@ TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 #define TFORGE_INSTANTIATE(T)                                                      \
-  template void fill<T>(const Stream&, Rows<T>, T);                                \
   template void add_in_order<T>(const Stream&, const Parts<T>&, T*, std::int64_t); \
   template void max_in_order<T>(const Stream&, const Parts<T>&, T*, std::int64_t); \
   template void sum_to<T>(const Stream&, const T*, std::int64_t, GradMode, T*)

@@ -303,6 +303,51 @@ TEST(Attention, CudaFollowsTheFormula) {
   });
 }
 
+TEST(Attention, CudaGradientsOfKeysBeforeTheQueries) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const auto& [q_seq, kv_seq] : {std::pair<std::int64_t, std::int64_t>{1, 40}, {33, 70}, {40, 41}, {64, 100}}) {
+      const std::int64_t kHeads = 2, kHeadDim = 20, n = kHeads * kHeadDim, stride = kv_seq + 3;
+      const AttentionShape s{2, kHeads, q_seq, kv_seq, stride};
+      const auto q = Matrix<float>::random(2 * q_seq, n, 1), dout = Matrix<float>::random(2 * q_seq, n, 2);
+      const auto k = Matrix<float>::random(2 * stride, n, 3), v = Matrix<float>::random(2 * stride, n, 4);
+      struct Results {
+        Matrix<float> out, lse, dq, dk, dv;
+      };
+      const auto results = [&] {
+        return Results{{2 * q_seq, n}, {2 * q_seq, 2}, {2 * q_seq, n}, {2 * stride, n}, {2 * stride, n}};
+      };
+      Results got = results(), want = results();
+      const auto run = [&](Stream& stream, auto q_, auto k_, auto v_, auto dout_, auto out, auto lse, auto dq, auto dk,
+                           auto dv, TensorView w) {
+        kernels::causal_attention_forward(stream, s, q_, k_, v_, out, lse, w);
+        kernels::causal_attention_backward(stream, s, q_, k_, v_, out, lse, dout_, dq, dk, dv, w);
+      };
+      AttentionShape widest = s;
+      widest.q_seq = kv_seq;
+      Matrix<float> here(1, kernels::attention_workspace(widest, kHeadDim)),
+          there(1, kernels::attention_workspace(widest, kHeadDim, Device::cuda));
+      run(cpu, q.view(), k.view(), v.view(), dout.view(), want.out.view(), want.lse.view(), want.dq.view(),
+          want.dk.view(), want.dv.view(), here.vector());
+      test::with_copies(
+          device,
+          [&](auto q_, auto k_, auto v_, auto dout_, auto out, auto lse, auto dq, auto dk, auto dv, auto w) {
+            run(device.stream, q_, k_, v_, dout_, out, lse, dq, dk, dv, test::vector_of(w));
+          },
+          q, k, v, dout, got.out, got.lse, got.dq, got.dk, got.dv, there);
+      test::expect_near(got.out, want.out, 4e-6);
+      test::expect_near(got.dq, want.dq, 4e-5);
+      for (const auto& [a, b] : {std::pair{&got.dk, &want.dk}, {&got.dv, &want.dv}}) {
+        for (std::int64_t r = 0; r < 2 * stride; ++r) {
+          for (std::int64_t c = 0; c < n; ++c) {
+            if (r % stride < kv_seq) ASSERT_NEAR((*a)(r, c), (*b)(r, c), 4e-5) << q_seq << ": row " << r;
+            else ASSERT_TRUE(std::isnan((*a)(r, c)));  // not of this sequence
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(Attention, CudaGivesARowTheSameBitsFromACache) {
   test::on_cuda([](test::CudaDevice& device) {
     constexpr std::int64_t kSeq = 70, kLast = 3, kHeadDim = 20, kHeads = 2, kCapacity = 75;

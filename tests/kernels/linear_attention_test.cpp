@@ -2,8 +2,8 @@
 
 #include <numbers>
 
+#include "device_matrix.h"
 #include "kernels/attention.h"
-#include "matrix.h"
 
 namespace tforge {
 namespace {
@@ -400,6 +400,126 @@ TEST(LinearAttention, RefusesWhatDoesNotFit) {
   const TestMap<double> other(Features::relu_cosine, 4);
   EXPECT_NE(forward({2, 2, 3}, other.map(), a.out.view(), kNone, workspace.vector()).find("table is f64, want f32"),
             std::string::npos);
+}
+
+/// `numbers` as T.
+template <class T>
+Matrix<T> converted(const Matrix<float>& numbers, std::int64_t padding) {
+  Matrix<T> to(numbers.rows(), numbers.columns(), padding);
+  for (std::int64_t r = 0; r < to.rows(); ++r) {
+    for (std::int64_t c = 0; c < to.columns(); ++c) to(r, c) = T(numbers(r, c));
+  }
+  return to;
+}
+template <class T, class From>
+Matrix<T> widened(const Matrix<From>& from) {
+  Matrix<T> to(from.rows(), from.columns());
+  for (std::int64_t r = 0; r < to.rows(); ++r) {
+    for (std::int64_t c = 0; c < to.columns(); ++c) to(r, c) = static_cast<T>(static_cast<Compute<From>>(from(r, c)));
+  }
+  return to;
+}
+
+/// Forward and backward on a device of operands stored as T, beside the CPU with the same numbers.
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, Features kind, const LinearShape& shape, std::int64_t head_dim,
+                     double tolerance, std::int64_t padding = 2) {
+  using C = Compute<T>;
+  SCOPED_TRACE(std::to_string(static_cast<int>(kind)) + ": " + std::to_string(shape.seq) + " positions, heads of " +
+               std::to_string(head_dim));
+  Linear<C> want(kind, shape, head_dim, 1, 1.0);
+  const auto qkv = converted<T>(widened<float>(want.qkv), padding);
+  const auto dout = converted<T>(widened<float>(want.dout), padding + 1);
+  want.qkv = widened<C>(qkv);
+  want.dout = widened<C>(dout);
+  want.forward();
+  want.backward();
+  const std::int64_t n = want.columns(), rows = shape.batch * shape.seq;
+  Matrix<T> out(rows, n, padding), dqkv(rows, 3 * n, padding + 3);
+  Matrix<C> den(rows, shape.heads);
+  const auto workspace = [&](LinearPass pass) {
+    return Matrix<C>(1, kernels::linear_attention_workspace(shape, head_dim, want.map.count, pass, Device::cuda));
+  };
+  test::with_copies(
+      device,
+      [&](auto qkv_, auto table, auto out_, auto den_, auto dout_, auto dqkv_, auto forward, auto backward) {
+        const FeatureMap map{kind, want.map.count, table};
+        const auto part = [n](TensorView v, int i) { return v.column_range(i * n, n); };
+        kernels::linear_attention_forward(device.stream, shape, map, part(qkv_, 0), part(qkv_, 1), part(qkv_, 2), out_,
+                                          den_, kNone, test::vector_of(forward));
+        kernels::linear_attention_backward(device.stream, shape, map, part(qkv_, 0), part(qkv_, 1), part(qkv_, 2), out_,
+                                           den_, dout_, part(dqkv_, 0), part(dqkv_, 1), part(dqkv_, 2),
+                                           test::vector_of(backward));
+      },
+      qkv, want.map.table, out, den, dout, dqkv, workspace(LinearPass::forward), workspace(LinearPass::backward));
+  test::expect_near(widened<C>(out), want.out, tolerance * want.out.largest());
+  test::expect_near(den, want.den, tolerance * std::max(1.0, want.den.largest()));
+  test::expect_near(widened<C>(dqkv), want.dqkv, 10 * tolerance * want.dqkv.largest());
+  EXPECT_TRUE(out.padding_untouched() && dqkv.padding_untouched());
+}
+TEST(LinearAttention, CudaIsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const Features kind : kKinds) {
+      for (const std::int64_t seq : {1, 31, 64, 65, 150}) {
+        compare_on_cuda<float>(device, kind, {2, 3, seq}, 7, 1e-5);
+        compare_on_cuda<double>(device, kind, {1, 2, seq}, 33, 1e-12);
+      }
+      compare_on_cuda<float>(device, kind, {1, 1, 70}, 64, 1e-5);
+      compare_on_cuda<float>(device, kind, {1, 1, 70}, 1, 1e-4);
+    }
+  });
+}
+TEST(LinearAttention, CudaTakesBf16) {
+  test::on_cuda([](test::CudaDevice& device) {
+    // Operands are the same numbers; results are rounded once, and `out` is read again for the gradient of den.
+    for (const Features kind : kKinds) compare_on_cuda<bf16>(device, kind, {2, 2, 70}, 16, 1.0 / 256);
+  });
+}
+
+TEST(LinearAttention, CudaPiecesEqualTheWhole) {
+  test::on_cuda([](test::CudaDevice& device) {
+    constexpr std::int64_t kBatch = 2, kHeads = 2, kSeq = 140, kHeadDim = 7;
+    for (const Features kind : kKinds) {
+      Linear<float> a(kind, {kBatch, kHeads, kSeq}, kHeadDim, 1);
+      const std::int64_t n = a.columns(), m = a.map.count;
+      const auto run = [&](const LinearShape& shape, const Matrix<float>& qkv, Matrix<float>& out,
+                           Matrix<float>& state) {
+        const Matrix<float> workspace(
+            1, kernels::linear_attention_workspace(shape, kHeadDim, m, LinearPass::forward, Device::cuda));
+        test::with_copies(
+            device,
+            [&](auto qkv_, auto table, auto out_, auto state_, auto scratch) {
+              const auto part = [n](TensorView v, int i) { return v.column_range(i * n, n); };
+              kernels::linear_attention_forward(device.stream, shape, {kind, m, table}, part(qkv_, 0), part(qkv_, 1),
+                                                part(qkv_, 2), out_, kNone, state_, test::vector_of(scratch));
+            },
+            qkv, a.map.table, out, state, workspace);
+      };
+      const auto new_state = [&] {
+        return Matrix<float>(kBatch * kHeads, kernels::linear_attention_state(kHeadDim, m));
+      };
+      Matrix<float> whole(kBatch * kSeq, n), of_whole = new_state();
+      run(a.shape, a.qkv, whole, of_whole);
+      for (const std::int64_t piece : {1, 7, 64, 100}) {
+        if (piece == 1 && kind == Features::relu_cosine) continue;  // an emulated device is slow
+        Matrix<float> state = new_state();
+        for (std::int64_t first = 0; first < kSeq; first += piece) {
+          const std::int64_t count = std::min(piece, kSeq - first);
+          Matrix<float> qkv(kBatch * count, 3 * n), out(kBatch * count, n);
+          for (std::int64_t r = 0; r < kBatch * count; ++r) {
+            for (std::int64_t c = 0; c < 3 * n; ++c) qkv(r, c) = a.qkv(r / count * kSeq + first + r % count, c);
+          }
+          run({kBatch, kHeads, count, first}, qkv, out, state);
+          for (std::int64_t r = 0; r < kBatch * count; ++r) {
+            for (std::int64_t c = 0; c < n; ++c) {
+              ASSERT_EQ(out(r, c), whole(r / count * kSeq + first + r % count, c))
+                  << "position " << first + r % count << " in pieces of " << piece;
+            }
+          }
+        }
+      }
+    }
+  });
 }
 
 }  // namespace

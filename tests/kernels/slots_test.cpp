@@ -1,6 +1,6 @@
 #include "kernels/slots.h"
 
-#include "matrix.h"
+#include "device_matrix.h"
 
 namespace tforge {
 namespace {
@@ -92,6 +92,58 @@ TEST(Slots, WithoutTheGradientOfTheProjection) {
   kernels::slots_backward(cpu, b.shape, b.projection.view(), b.x.view(), b.dy.view(), b.dx.view(), GradMode::overwrite,
                           {});
   EXPECT_TRUE(a.dx.same_bits(b.dx));
+}
+
+/// Operands stored as T on a device beside the CPU with the same numbers, `epsilon` that of T.
+template <class T>
+void compare_on_cuda(test::CudaDevice& device, GradMode mode, double epsilon) {
+  using C = Compute<T>;
+  Slots<C> want;
+  const auto narrow = [](Matrix<C>& numbers, std::int64_t padding) {
+    Matrix<T> to(numbers.rows(), numbers.columns(), padding);
+    for (std::int64_t r = 0; r < to.rows(); ++r) {
+      for (std::int64_t c = 0; c < to.columns(); ++c) {
+        to(r, c) = T(numbers(r, c));
+        numbers(r, c) = static_cast<C>(to(r, c));
+      }
+    }
+    return to;
+  };
+  const Matrix<T> projection = narrow(want.projection, 2), x = narrow(want.x, 3), dy = narrow(want.dy, 1);
+  Matrix<T> dx = narrow(want.dx, 2), y(12, 10, 1);
+  want.dprojection = Matrix<C>::random(6, 7, 5, 1, 3);
+  Matrix<C> dprojection = want.dprojection;
+  want.forward();
+  want.backward(mode);
+  test::with_copies(
+      device,
+      [&](auto projection_, auto x_, auto y_, auto dy_, auto dx_, auto dprojection_) {
+        kernels::slots_forward(device.stream, want.shape, projection_, x_, y_);
+        kernels::slots_backward(device.stream, want.shape, projection_, x_, dy_, dx_, mode, dprojection_);
+      },
+      projection, x, y, dy, dx, dprojection);
+  for (std::int64_t r = 0; r < 12; ++r) {
+    for (std::int64_t c = 0; c < 10; ++c) {
+      if (r % 4 == 3) EXPECT_TRUE(std::isnan(static_cast<double>(static_cast<C>(y(r, c)))));  // between sequences
+      else EXPECT_NEAR(static_cast<double>(static_cast<C>(y(r, c))), static_cast<double>(want.y(r, c)), 10 * epsilon);
+    }
+  }
+  for (std::int64_t r = 0; r < 27; ++r) {
+    for (std::int64_t c = 0; c < 10; ++c) {
+      EXPECT_NEAR(static_cast<double>(static_cast<C>(dx(r, c))), static_cast<double>(want.dx(r, c)), 10 * epsilon);
+    }
+  }
+  test::expect_near(dprojection, want.dprojection, std::min(1e-5, 20 * epsilon));
+  EXPECT_TRUE(y.padding_untouched() && dprojection.padding_untouched());
+}
+TEST(Slots, CudaIsTheCpu) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+      compare_on_cuda<float>(device, mode, 1.2e-7);
+      compare_on_cuda<double>(device, mode, 2.3e-16);
+      compare_on_cuda<bf16>(device, mode, 1.0 / 256);
+    }
+  });
 }
 
 TEST(Slots, RefusesWhatDoesNotFit) {

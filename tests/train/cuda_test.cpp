@@ -98,6 +98,41 @@ TEST(Cuda, TrainsTheOtherKindsToo) {
   });
 }
 
+TEST(Cuda, TrainsWithEveryAttention) {
+  on_cuda([](const Lab& lab) {
+    RunConfig linformer = small(lab, DType::f32), performer = linformer, cosformer = linformer;
+    linformer.model.attention.kind = AttentionKind::linformer;
+    linformer.model.attention.block = 6;  // 16 positions: two whole blocks, and some more
+    linformer.model.attention.slots = 2;
+    performer.model.attention.kind = AttentionKind::performer;
+    performer.model.attention.features = 11;
+    cosformer.model.attention.kind = AttentionKind::cosformer;
+    cosformer.model.rotary_fraction = 0;
+    for (const RunConfig& config : {linformer, performer, cosformer}) {
+      const std::string_view kind = name_of(config.model.attention.kind);
+      RunConfig narrow = on(Device::cuda, config);
+      narrow.train.dtype = DType::bf16;
+      PlacedRun there(on(Device::cuda, config), lab), here(on(Device::cpu, config), lab), in_bf16(narrow, lab);
+      for (int i = 0; i < 5; ++i) {
+        const StepResult got = there.trainer.step(), want = here.trainer.step();
+        ASSERT_LE(relative(got.loss, want.loss), 1e-4) << kind << ", step " << i;
+        ASSERT_LE(relative(got.grad_norm, want.grad_norm), 1e-2) << kind << ", step " << i;
+        ASSERT_LE(relative(in_bf16.trainer.step().loss, want.loss), 0.01) << kind << ", step " << i;
+      }
+      GenerateOptions options;
+      options.tokens = 8;
+      options.sampling.temperature = 0;
+      const std::vector<std::int32_t> prompt = {1, 2, 3};
+      here.trainer.save(test_world(), lab.path("attention.h5"), Retention::rolling);
+      PlacedRun same(on(Device::cuda, config), lab, lab.path("attention.h5"));
+      const auto continued = [&](PlacedRun& run) {
+        return generate(run.trainer.model(), run.place.memory(), run.place.stream(), prompt, options);
+      };
+      EXPECT_EQ(continued(same), continued(here)) << kind;
+    }
+  });
+}
+
 /// Of bf16 beside f32, as a part of the loss.
 constexpr double kBf16Loss = 0.01;
 
