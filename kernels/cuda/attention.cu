@@ -6,12 +6,16 @@
 // Tiles begin at multiples of kTile from key 0, a row adds them in order, and a tile that it does not see leaves its
 // bits, so a row's bits depend neither on q_seq nor on the batch.
 //
+// For f32 and f64, whose products tensor cores would round (f32 to tf32) or do slowly where a head is narrow; bf16 has
+// its own kernels (attention_bf16.cu).
+//
 // A tile is kTile x kTile. Thread (y, x) of 16 x 8 has the rows 2 y and 2 y + 1 of it and the columns x, x + 8, ...;
 // of the width of a head likewise. A row's eight threads are neighbours in one warp.
 #include "kernels/cuda/attention.h"
 
 #include <limits>
 
+#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace tforge::kernels::cuda {
@@ -22,17 +26,6 @@ constexpr int kTile = 32;
 constexpr int kAcross = 8, kDown = 16, kThreads = kAcross * kDown;
 constexpr int kRows = kTile / kDown;       // of a thread
 constexpr int kColumns = kTile / kAcross;  // of a thread
-
-/// The rows of one head of one sequence: element (i, c) is data[i * stride + c].
-template <class T>
-struct Head {
-  T* data;
-  std::int64_t stride;
-};
-template <class T>
-__device__ Head<T> head_of(const Rows<T>& m, std::int64_t first_row, std::int64_t column) {
-  return {m.row(first_row) + column, m.stride};
-}
 
 /// Shared tiles have one more column than they need: rows then start in different banks.
 __device__ int pitch_of(int columns) { return columns + 1; }
@@ -132,13 +125,6 @@ __device__ T over_row_threads(T value) {
   return value;
 }
 
-/// Which tile of which head a block has.
-struct Work {
-  std::int64_t sequence, head, first;  // first row of the tile
-  __device__ explicit Work(const Heads& s, std::int64_t tile)
-      : sequence(blockIdx.y / s.heads), head(blockIdx.y % s.heads), first(tile * kTile) {}
-};
-
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads) forward(Heads shape, Compute<T> scale, Rows<const T> q, Rows<const T> k,
                                                     Rows<const T> v, Rows<T> out, Compute<T>* lse) {
@@ -148,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) forward(Heads shape, Compute<T> scal
   C* const keys = queries + kTile * pitch;
   C* const values = keys + kTile * pitch;
   C* const p = values + kTile * pitch;
-  const Work work(shape, gridDim.x - 1 - blockIdx.x);  // the longest walks first
+  const Work work(shape, (gridDim.x - 1 - blockIdx.x) * kTile);  // the longest walks first
   const Place place;
   const std::int64_t column = work.head * head_dim, earlier = shape.kv_seq - shape.q_seq;
   const auto key_head = head_of(k, work.sequence * shape.kv_stride, column);
@@ -202,21 +188,6 @@ __global__ void __launch_bounds__(kThreads) forward(Heads shape, Compute<T> scal
   store_strip<kWide>(sum, head_of(out, work.sequence * shape.q_seq, column), work.first, shape.q_seq, head_dim);
 }
 
-/// dots[row, head] = sum_c dout out = sum_j P_j dP_j. One warp a row and head.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    row_dots(Heads shape, std::int64_t count, Rows<const T> out, Rows<const T> dout, Compute<T>* dots) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-  if (i >= count) return;
-  const std::int64_t row = i / shape.heads, column = i % shape.heads * shape.head_dim;
-  Compute<T> sum = 0;
-  for (std::int64_t c = threadIdx.x % kWarp; c < shape.head_dim; c += kWarp) {
-    sum += computed(out.row(row)[column + c]) * computed(dout.row(row)[column + c]);
-  }
-  sum = over_warp<Sum>(sum);
-  if (threadIdx.x % kWarp == 0) dots[i] = sum;
-}
-
 /// P and dS = P (dP - dot) scale of a tile of queries against a tile of keys, 0 where a query does not see the key.
 template <class T>
 struct Gradients {
@@ -266,7 +237,7 @@ __global__ void __launch_bounds__(kThreads)
   C* const ds = p + kTile * pitch_of(kTile);
   C* const lse_tile = ds + kTile * pitch_of(kTile);
   C* const dot_tile = lse_tile + kTile;
-  const Work work(shape, blockIdx.x);
+  const Work work(shape, blockIdx.x * kTile);
   const std::int64_t column = work.head * head_dim, earlier = shape.kv_seq - shape.q_seq;
   const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * shape.q_seq;
   load_tile(head_of(k, key_row, column), work.first, shape.kv_seq, head_dim, keys);
@@ -305,7 +276,7 @@ __global__ void __launch_bounds__(kThreads)
   C* const ds = values + kTile * pitch;
   C* const lse_tile = ds + kTile * pitch_of(kTile);
   C* const dot_tile = lse_tile + kTile;
-  const Work work(shape, gridDim.x - 1 - blockIdx.x);
+  const Work work(shape, (gridDim.x - 1 - blockIdx.x) * kTile);
   const std::int64_t column = work.head * head_dim, earlier = shape.kv_seq - shape.q_seq;
   const std::int64_t key_row = work.sequence * shape.kv_stride, query_row = work.sequence * shape.q_seq;
   load_tile(head_of(q, query_row, column), work.first, shape.q_seq, head_dim, queries);
@@ -341,15 +312,6 @@ void with_width(std::int64_t head_dim, const F& f) {
   else f(std::integral_constant<int, kMostHeadDim / kAcross>());
 }
 
-dim3 grid_of(const Heads& s, std::int64_t rows) {
-  return dim3(static_cast<unsigned>((rows + kTile - 1) / kTile), static_cast<unsigned>(s.batch * s.heads));
-}
-
-template <class T>
-T score_scale(const Heads& shape) {
-  return static_cast<T>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
-}
-
 }  // namespace
 
 template <class T>
@@ -357,7 +319,7 @@ void causal_attention_forward(const Stream& stream, const Heads& shape, Rows<con
                               Rows<const T> v, Rows<T> out, Compute<T>* lse) {
   if (shape.batch == 0) return;
   with_width(shape.head_dim, [&](auto wide) {
-    launch(stream, grid_of(shape, shape.q_seq), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 3, 1),
+    launch(stream, grid_of(shape, shape.q_seq, kTile), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 3, 1),
            forward<decltype(wide)::value, T>, shape, score_scale<Compute<T>>(shape), q, k, v, out, lse);
   });
 }
@@ -368,14 +330,12 @@ void causal_attention_backward(const Stream& stream, const Heads& shape, Rows<co
                                Rows<T> dq, Rows<T> dk, Rows<T> dv, Compute<T>* dots) {
   if (shape.batch == 0) return;
   const Compute<T> scale = score_scale<Compute<T>>(shape);
-  const std::int64_t count = out.rows * shape.heads;
-  launch(stream, blocks_for(count, kThreads / kWarp, std::int64_t{1} << 31), kThreads, 0, row_dots<T>, shape, count,
-         out, dout, dots);
+  queue_row_dots(stream, shape, out, dout, dots);
   with_width(shape.head_dim, [&](auto wide) {
     constexpr int kWide = decltype(wide)::value;
-    launch(stream, grid_of(shape, shape.kv_seq), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 4, 2),
+    launch(stream, grid_of(shape, shape.kv_seq, kTile), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 4, 2),
            key_gradients<kWide, T>, shape, scale, q, k, v, dout, lse, dots, dk, dv);
-    launch(stream, grid_of(shape, shape.q_seq), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 4, 1),
+    launch(stream, grid_of(shape, shape.q_seq, kTile), kThreads, shared_bytes<Compute<T>>(shape.head_dim, 4, 1),
            query_gradients<kWide, T>, shape, scale, q, k, v, dout, lse, dots, dq);
   });
 }
@@ -388,7 +348,6 @@ void causal_attention_backward(const Stream& stream, const Heads& shape, Rows<co
                                              Rows<T>, Compute<T>*)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
-TFORGE_INSTANTIATE(bf16);
 #undef TFORGE_INSTANTIATE
 
 }  // namespace tforge::kernels::cuda

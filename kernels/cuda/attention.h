@@ -26,4 +26,13 @@ void causal_attention_backward(const Stream& stream, const Heads& shape, Rows<co
                                Rows<const T> v, Rows<const T> out, const Compute<T>* lse, Rows<const T> dout,
                                Rows<T> dq, Rows<T> dk, Rows<T> dv, Compute<T>* dots);
 
+/// Over tensor cores.
+template <>
+void causal_attention_forward<bf16>(const Stream& stream, const Heads& shape, Rows<const bf16> q, Rows<const bf16> k,
+                                    Rows<const bf16> v, Rows<bf16> out, float* lse);
+template <>
+void causal_attention_backward<bf16>(const Stream& stream, const Heads& shape, Rows<const bf16> q, Rows<const bf16> k,
+                                     Rows<const bf16> v, Rows<const bf16> out, const float* lse, Rows<const bf16> dout,
+                                     Rows<bf16> dq, Rows<bf16> dk, Rows<bf16> dv, float* dots);
+
 }  // namespace tforge::kernels::cuda

@@ -30,8 +30,7 @@ namespace ptx {
 __device__ inline unsigned shared_address(const void* x) { return static_cast<unsigned>(__cvta_generic_to_shared(x)); }
 
 __device__ inline void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -139,8 +138,8 @@ __device__ inline TwoB b_of_columns(const bf16* tile, int pitch) {
   return {{{x[0], x[1]}}, {{x[2], x[3]}}};
 }
 
-/// Starts a copy of 16 bytes into shared memory, or of zeros; `from` is a valid address in either case. Both at 16
-/// bytes. Nothing reads or writes there before the wait.
+/// Starts a copy of 16 bytes into shared memory, or of zeros, for which `from` is not read. Both at 16 bytes. Nothing
+/// reads or writes there before the wait.
 enum class Copied { data, zeros };
 __device__ inline void start_copy(bf16* to, const bf16* from, Copied what) {
   ptx::cp_async_16(to, from, what == Copied::data ? 16 : 0);

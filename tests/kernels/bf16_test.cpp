@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "device_matrix.h"
-#include "kernels/attention.h"
 #include "kernels/device_libraries.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -225,37 +224,6 @@ TEST(Bf16, CudaEmbedsAndRotates) {
       }
       expect_rounded(y, want_y, 1);
       test::expect_near(dtable, want_dtable, 1e-5);
-    }
-  });
-}
-
-TEST(Bf16, CudaAttention) {
-  test::on_cuda([](test::CudaDevice& device) {
-    for (const auto& [seq, head_dim] : {std::pair{33, 16}, std::pair{70, 24}, std::pair{5, 64}}) {
-      const kernels::AttentionShape shape{.batch = 2, .heads = 2, .q_seq = seq, .kv_seq = seq, .kv_stride = seq};
-      const std::int64_t rows = 2 * seq, columns = 2 * head_dim;
-      const Pair q(rows, columns, 1, 1, 3), k(rows, columns, 2), v(rows, columns, 3), dout(rows, columns, 4);
-      Matrix<bf16> out(rows, columns, 3), dq(rows, columns), dk(rows, columns, 3), dv(rows, columns);
-      Matrix<float> lse(rows, 2), want_out(rows, columns), want_dq(rows, columns), want_dk(rows, columns),
-          want_dv(rows, columns), want_lse(rows, 2);
-      Matrix<float> there(1, kernels::attention_workspace(shape, head_dim, Device::cuda)),
-          here(1, kernels::attention_workspace(shape, head_dim, Device::cpu));
-      const auto run = [&](Stream& s, auto q_, auto k_, auto v_, auto dout_, auto out_, auto lse_, auto dq_, auto dk_,
-                           auto dv_, auto w) {
-        kernels::causal_attention_forward(s, shape, q_, k_, v_, out_, lse_, w);
-        kernels::causal_attention_backward(s, shape, q_, k_, v_, out_, lse_, dout_, dq_, dk_, dv_, w);
-      };
-      test::with_copies(
-          device, [&](auto... views) { run(device.stream, views...); }, q.narrow, k.narrow, v.narrow, dout.narrow, out,
-          lse, dq, dk, dv, there);
-      run(cpu, q.wide.view(), k.wide.view(), v.wide.view(), dout.wide.view(), want_out.view(), want_lse.view(),
-          want_dq.view(), want_dk.view(), want_dv.view(), here.view());
-      expect_rounded(out, want_out, 1);
-      test::expect_near(lse, want_lse, 1e-4);
-      // The dot of out and dout is of the rounded out.
-      expect_rounded(dq, want_dq, 3);
-      expect_rounded(dk, want_dk, 3);
-      expect_rounded(dv, want_dv, 1);
     }
   });
 }

@@ -458,7 +458,7 @@ void ldmatrix_x4_trans(unsigned (&x)[4], const void* row, unsigned line) {
 
 void cp_async_16(void* to, const void* from, int bytes) {
   check_shared(to);
-  if (!device.holds(from)) fail("a copy from what is not memory of the device");
+  if (bytes > 0 && !device.holds(from)) fail("a copy from what is not memory of the device");
   if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0) fail("a copy from an address that is not at 16 bytes");
   std::memset(to, 0xff, 16);
   machine.running->copies.push_back({to, from, static_cast<std::size_t>(bytes), machine.running->groups});
@@ -469,7 +469,7 @@ void cp_async_wait(std::size_t groups) {
   std::erase_if(self.copies, [&](const Fiber::Copy& copy) {
     if (copy.group + groups >= self.groups) return false;
     std::memset(copy.to, 0, 16);
-    std::memcpy(copy.to, copy.from, copy.bytes);
+    if (copy.bytes > 0) std::memcpy(copy.to, copy.from, copy.bytes);
     return true;
   });
 }
