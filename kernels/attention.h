@@ -22,7 +22,7 @@ std::int64_t most_head_dim(Device device);
 /// out = attention(q, k, v). q, out [batch * q_seq, heads * head_dim]; k, v rows as above, heads * head_dim columns;
 /// row strides allowed (q, k, v may be columns of one tensor). lse [batch * q_seq, heads] (contiguous; empty view in
 /// inference) saves the log-sum-exp of each row's scaled scores. f32 or f64; accumulates in the same. On a
-/// CUDA device also bf16, with lse, workspace and all arithmetic in f32.
+/// CUDA device also bf16, with lse, workspace and sums in f32, and P and dS rounded to bf16 as operands of products.
 /// There a head is at most most_head_dim(Device::cuda) wide and backward has q_seq = kv_seq (DeviceError).
 /// workspace: at least attention_workspace(...) elements. Parallel over (sequence, head); bits do not depend on
 /// threads, and a row's bits depend neither on q_seq nor on the batch. Throws ShapeError, DTypeError.
