@@ -50,6 +50,13 @@ class Checker {
     return column(name, v, norm_ != PattentionNorm::l2_norm_gelu);
   }
   const Checker& dot(const ConstTensorView& v) const { return column("dot", v, norm_ == PattentionNorm::l2_norm_gelu); }
+  /// U, which is as wide as the weight beside it.
+  const Checker& u(const ConstTensorView& v, std::int64_t columns) const {
+    check_device(op_, stream_, v);
+    const bool wide = norm_ != PattentionNorm::l2_norm_gelu;
+    check_matrix(op_, "U", v, wide ? compute_dtype(dtype_) : dtype_, rows_, columns);
+    return *this;
+  }
   const Checker& floored(const ConstTensorView& v) const {
     check_device(op_, stream_, v);
     if (v) check_vector(op_, "floored", v, DType::f64, 1);
@@ -115,7 +122,7 @@ void pattention_mix_forward(Stream& stream, PattentionNorm norm, double scale, C
       .scores("scores", scores)
       .stat(stat)
       .matrix("V", values, tokens, values.columns())
-      .matrix("U", u, rows, values.columns())
+      .u(u, values.columns())
       .weight("weight", weight)
       .floored(floored)
       .workspace(workspace, pattention_forward_workspace(rows, tokens, 0, values.columns(), stream.device()));
@@ -150,7 +157,7 @@ void pattention_forward(Stream& stream, PattentionNorm norm, ConstTensorView x,
         .matrix("V", l.values, tokens, d_out)
         .scores("scores", l.scores)
         .stat(l.stat)
-        .matrix("U", l.u, rows, d_out)
+        .u(l.u, d_out)
         .weight("weight", l.weight)
         .floored(floored)
         .workspace(workspace, scratch);
@@ -283,12 +290,12 @@ void pattention_backward(Stream& stream, PattentionNorm norm, ConstTensorView x,
 void row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u, ConstTensorView weight,
                            TensorView y, TensorView floored) {
   const char* op = "row_normalize_forward";
-  Checker(op, stream, norm, u.dtype, u.rows(), 0)
-      .matrix("U", u, u.rows(), u.columns())
+  Checker(op, stream, norm, y.dtype, u.rows(), 0)
+      .u(u, u.columns())
       .weight("weight", weight)
       .matrix("Y", y, u.rows(), u.columns())
       .floored(floored);
-  with_stored_type(op, stream, u.dtype, [&](auto t) {
+  with_stored_type(op, stream, y.dtype, [&](auto t) {
     using T = decltype(t);
     on_device<T>(
         stream, [&](auto) { count(floored, cpu::row_normalize_forward<T>(norm, scale, u, weight, y)); },
@@ -299,13 +306,13 @@ void row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, Co
 void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
                             ConstTensorView weight, ConstTensorView dy, TensorView du, TensorView dweight) {
   const char* op = "row_normalize_backward";
-  Checker(op, stream, norm, u.dtype, u.rows(), 0)
-      .matrix("U", u, u.rows(), u.columns())
+  Checker(op, stream, norm, dy.dtype, u.rows(), 0)
+      .u(u, u.columns())
       .weight("weight", weight)
       .matrix("dY", dy, u.rows(), u.columns())
-      .matrix("dU", du, u.rows(), u.columns())
+      .u(du, u.columns())
       .weight("dweight", dweight);
-  with_stored_type(op, stream, u.dtype, [&](auto t) {
+  with_stored_type(op, stream, dy.dtype, [&](auto t) {
     using T = decltype(t);
     on_device<T>(
         stream, [&](auto) { cpu::row_normalize_backward<T>(norm, scale, u, weight, dy, du, dweight); },

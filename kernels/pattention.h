@@ -17,7 +17,8 @@
 // A row with r < kNormFloor (over all ranks' tokens) has P = 0 and passes no gradient.
 //
 // dtype f32 or f64 throughout (all operands alike). On a CUDA device bf16 too: stat, weight, dot and dweight are then
-// f32, dK and dV f32 or bf16, sums are f32; scores, P and what the row passes read and write are rounded to bf16.
+// f32, and so is U of the norms that have a weight, to be reduced with it; dK and dV are f32 or bf16, sums are f32;
+// scores, P and what the row passes read and write are rounded to bf16.
 // On the CPU f32 accumulates in f32 in fixed order. An element of a product is a sum of chains of fused multiply-adds
 // of fixed length, from token 0 (or row, or column 0) on, so that its bits depend neither on the sizes around it nor on
 // the threads, and appended tokens whose P is 0 leave every bit of U. Views may have row strides; `stat`, `weight`,
@@ -101,10 +102,11 @@ std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_t
                                            std::int64_t d_out, Device device = Device::cpu);
 
 /// Y = U * scale / sqrt(weight) (gelu_l2_norm) or U * scale / weight (softmax), row by row. gelu_l2_norm rows with
-/// sqrt(weight) < kNormFloor give Y = 0 and are counted. y may be u.
+/// sqrt(weight) < kNormFloor give Y = 0 and are counted. y may be u. Where U is f32, Y may be bf16.
 void row_normalize_forward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u, ConstTensorView weight,
                            TensorView y, TensorView floored);
 /// du = dy * s,  dweight = <dy, U> * ds/dweight, with s the row's factor; floored rows give 0. du may be dy.
+/// dU is of U's dtype, dY of Y's.
 void row_normalize_backward(Stream& stream, PattentionNorm norm, double scale, ConstTensorView u,
                             ConstTensorView weight, ConstTensorView dy, TensorView du, TensorView dweight);
 

@@ -92,9 +92,11 @@ Var TokenFormer::attention_input(Tape& tape, const Var& h, std::int64_t layer) {
   const std::array<double, 3> scales = {qkv[0].scale, qkv[1].scale, qkv[2].scale};
   const Var partial = pattention(tape, u, qkv, config().norm, reducer());
   if (reducer().by_shard()) {
-    return split_columns(tape, row_normalize(tape, partial, scales, config().norm), qkv_columns_, tp());
+    return split_columns(tape, row_normalize(tape, partial, scales, config().norm, parameters().compute()),
+                         qkv_columns_, tp());
   }
-  return row_normalize(tape, reduce_scatter_columns(tape, partial, qkv_columns_, tp()), scales, config().norm);
+  return row_normalize(tape, reduce_scatter_columns(tape, partial, qkv_columns_, tp()), scales, config().norm,
+                       parameters().compute());
 }
 
 Var TokenFormer::project(Tape& tape, const Var& x, std::int64_t layer, TokenGroup group) {
@@ -102,7 +104,7 @@ Var TokenFormer::project(Tape& tape, const Var& x, std::int64_t layer, TokenGrou
   const std::array<PattentionTokens, 1> tokens = {tokens_of(layer, group)};
   const std::array<double, 1> scales = {tokens[0].scale};
   return row_normalize(tape, completed(tape, pattention(tape, x, tokens, config().norm, reducer())), scales,
-                       config().norm);
+                       config().norm, parameters().compute());
 }
 
 Var TokenFormer::attention_output(Tape& tape, Var heads, std::int64_t layer) {

@@ -75,31 +75,33 @@ class TokenFormerKind final : public ModelKind {
     const std::int64_t forward = layers * (pass.saves.recompute == Recompute::block ? 2 : 1);
     const std::int64_t row_numbers = (config.norm == PattentionNorm::gelu_l2_norm ? 0 : forward) +
                                      (config.norm == PattentionNorm::l2_norm_gelu ? layers : 0);
-    const auto add = [&](const char* what, Collective kind, std::int64_t calls, std::int64_t elements) {
-      if (calls > 0) to.add(what, MeshAxis::tp, kind, calls, elements * T * e);
+    const auto add = [&](const char* what, Collective kind, std::int64_t calls, std::int64_t elements,
+                         std::int64_t size) {
+      if (calls > 0) to.add(what, MeshAxis::tp, kind, calls, elements * T * size);
     };
+    const auto wide = static_cast<std::int64_t>(size_of(compute_dtype(pass.dtype)));
+    const std::int64_t u = extra > 0 ? wide : e;  // of an element of U
     const auto add_row_numbers = [&](Collective kind, std::int64_t parts) {
-      const auto wide = static_cast<std::int64_t>(size_of(compute_dtype(pass.dtype)));
       if (row_numbers > 0)
         to.add("row numbers", MeshAxis::tp, kind, 3 * row_numbers, 5 * row_numbers * parts * T * wide);
     };
     if (plan.shards) {
       const std::int64_t k = plan.shards->deal.count(pass.tp_rank);
-      add("q, k, v", Collective::all_gather, forward, forward * k * 3 * (d + extra));
-      add("heads", Collective::all_gather, forward, forward * c);
-      add("proj and ffn", Collective::all_gather, 2 * forward, 2 * forward * k * (d + extra));
+      add("q, k, v", Collective::all_gather, forward, forward * k * 3 * (d + extra), u);
+      add("heads", Collective::all_gather, forward, forward * c, e);
+      add("proj and ffn", Collective::all_gather, 2 * forward, 2 * forward * k * (d + extra), u);
       add_row_numbers(Collective::all_gather, k);
-      add("inputs, backward", Collective::all_gather, 3 * layers, 3 * layers * k * d);
-      add("q, k, v, backward", Collective::all_gather, layers, layers * 3 * c);
+      add("inputs, backward", Collective::all_gather, 3 * layers, 3 * layers * k * d, e);
+      add("q, k, v, backward", Collective::all_gather, layers, layers * 3 * c, e);
       return;
     }
-    add("q, k, v", Collective::reduce_scatter, forward, forward * (3 * d + 3 * extra * pass.tp));
-    add("heads", Collective::all_gather, forward, forward * c);
-    add("proj and ffn", Collective::all_reduce, 2 * forward, 2 * forward * (d + extra));
+    add("q, k, v", Collective::reduce_scatter, forward, forward * (3 * d + 3 * extra * pass.tp), u);
+    add("heads", Collective::all_gather, forward, forward * c, e);
+    add("proj and ffn", Collective::all_reduce, 2 * forward, 2 * forward * (d + extra), u);
     add_row_numbers(Collective::all_reduce, 1);
-    add("inputs, backward", Collective::all_reduce, 2 * layers, 2 * layers * d);
-    add("heads, backward", Collective::reduce_scatter, layers, layers * d);
-    add("q, k, v, backward", Collective::all_gather, layers, layers * (3 * c + 3 * extra));
+    add("inputs, backward", Collective::all_reduce, 2 * layers, 2 * layers * d, e);
+    add("heads, backward", Collective::reduce_scatter, layers, layers * d, e);
+    add("q, k, v, backward", Collective::all_gather, layers, layers * (3 * c + 3 * extra), u);
   }
 };
 

@@ -414,9 +414,6 @@ void validate_bf16(const RunConfig& config) {
     throw ConfigError(
         "train.dtype = \"bf16\": model.kind = \"memoryformer\" computes in f32 or f64: a hash hangs on signs");
   }
-  if (model.kind == "tokenformer" && model.norm != PattentionNorm::l2_norm_gelu) {
-    throw ConfigError("train.dtype = \"bf16\" is for model.norm = \"l2_norm_gelu\", not \"{}\"", name_of(model.norm));
-  }
   if (config.parallel.share_device == DeviceUse::shared && config.parallel.tp != 1) {
     throw ConfigError(
         "train.dtype = \"bf16\" with parallel.share_device = true is for parallel.tp = 1: the host adds no bf16");

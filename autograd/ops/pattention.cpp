@@ -5,6 +5,7 @@
 
 #include "autograd/shard_parts.h"
 #include "core/errors.h"
+#include "kernels/elementwise.h"
 #include "kernels/pattention.h"
 
 namespace tforge {
@@ -94,8 +95,15 @@ struct PattentionNode final : Node {
     const Tensor x = saved_x.load(tape);
     const std::int64_t rows = x.shape().rows(), shards = layers[0].shards.count();
     const auto groups = static_cast<std::int64_t>(count);
-    const ConstTensorView du = dy().read();
     const Columns columns{groups, layers[0].values.shape().columns()};
+    const ConstTensorView dresult = dy().read();  // of U and the weights; the products want dU as x is
+    ConstTensorView du = dresult;
+    Tensor rounded;
+    if (du.dtype != x.dtype()) {
+      rounded = tape.empty(Shape{rows, groups * columns.width}, x.dtype());
+      kernels::convert(stream, dresult.column_range(0, groups * columns.width), rounded.view());
+      du = view(rounded);
+    }
     std::int64_t workspace_elements = 0, scores_workspace = 0;
     for (std::size_t g = 0; g < count; ++g) {
       const std::int64_t n = layers[g].keys.shape().rows(), d_in = layers[g].keys.shape().columns();
@@ -136,7 +144,7 @@ struct PattentionNode final : Node {
                       rows_of(view(l.keys), shard),
                       rows_of(view(l.values), shard),
                       columns.values(du, i),
-                      columns.weight(du, i, norm),
+                      columns.weight(dresult, i, norm),
                       to_k[g].mode,
                       rows_of(to_k[g].view, shard),
                       to_v[g].mode,
@@ -264,7 +272,8 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
                                                                 d_out, stream.device());
   }
   Tensor workspace = tape.empty(Shape{workspace_elements}, x.dtype(), Purpose::workspace);
-  ShardParts us(tape, reducer, shards, Shape{rows, groups * d_out + (has_weight ? groups : 0)}, x.dtype());
+  ShardParts us(tape, reducer, shards, Shape{rows, groups * d_out + (has_weight ? groups : 0)},
+                has_weight ? compute_dtype(x.dtype()) : x.dtype());
   Tensor stats;
   if (has_stat) stats = tape.empty(Shape{shards * rows, groups}, compute_dtype(x.dtype()));
   std::array<Tensor, kMaxPattentionGroup> scores;
@@ -336,14 +345,15 @@ Var pattention(Tape& tape, const Var& x, std::span<const PattentionTokens> layer
   return tape.output(us.total(), node);
 }
 
-Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, PattentionNorm norm) {
+Var row_normalize(Tape& tape, const Var& u, std::span<const double> scales, PattentionNorm norm,
+                  std::optional<DType> dtype) {
   if (norm == PattentionNorm::l2_norm_gelu) return u;
   const auto groups = static_cast<std::int64_t>(scales.size());
   if (scales.empty() || scales.size() > kMaxPattentionGroup || u.shape().columns() % groups != 0) {
     throw ShapeError("row_normalize: {} layers in {} columns", groups, u.shape().columns());
   }
   const Columns columns{groups, u.shape().columns() / groups - 1};
-  Tensor y = tape.empty(Shape{u.shape().rows(), groups * columns.width}, u.dtype());
+  Tensor y = tape.empty(Shape{u.shape().rows(), groups * columns.width}, dtype.value_or(u.value().dtype()));
   for (std::size_t g = 0; g < scales.size(); ++g) {
     const auto i = static_cast<std::int64_t>(g);
     kernels::row_normalize_forward(tape.stream(), norm, scales[g], columns.values(u.view(), i),

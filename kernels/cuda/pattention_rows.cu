@@ -141,27 +141,27 @@ __device__ T normalizer(PattentionNorm norm, double scale, T weight) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) normalize(PattentionNorm norm, double scale, Rows<const T> u,
+__global__ void __launch_bounds__(kThreads) normalize(PattentionNorm norm, double scale, Rows<const Compute<T>> u,
                                                       Rows<const Compute<T>> weight, Rows<T> y, double* floored) {
   const std::int64_t r = blockIdx.x;
   const Compute<T> factor = normalizer(norm, scale, *weight.row(r));
   over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
-    y.row(r)[c] = stored<T>(factor == Compute<T>(0) ? Compute<T>(0) : factor * computed(u.row(r)[c]));
+    y.row(r)[c] = stored<T>(factor == Compute<T>(0) ? Compute<T>(0) : factor * u.row(r)[c]);
   });
   if (threadIdx.x == 0 && floored != nullptr && factor == Compute<T>(0)) atomicAdd(floored, 1.0);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    normalize_backward(PattentionNorm norm, double scale, Rows<const T> u, Rows<const Compute<T>> weight,
-                       Rows<const T> dy, Rows<T> du, Rows<Compute<T>> dweight) {
+    normalize_backward(PattentionNorm norm, double scale, Rows<const Compute<T>> u, Rows<const Compute<T>> weight,
+                       Rows<const T> dy, Rows<Compute<T>> du, Rows<Compute<T>> dweight) {
   const std::int64_t r = blockIdx.x;
   const Compute<T> factor = normalizer(norm, scale, *weight.row(r));
   Compute<T> sum = 0;
   over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
     const Compute<T> g = computed(dy.row(r)[c]);
-    sum += g * computed(u.row(r)[c]);
-    du.row(r)[c] = stored<T>(factor == Compute<T>(0) ? Compute<T>(0) : factor * g);
+    sum += g * u.row(r)[c];
+    du.row(r)[c] = factor == Compute<T>(0) ? Compute<T>(0) : factor * g;
   });
   sum = over_block<Sum, kThreads>(sum);
   if (threadIdx.x != 0) return;
@@ -238,32 +238,33 @@ void pattention_through_norm(const Stream& stream, double scale, Rows<const T> s
 }
 
 template <class T>
-void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
+void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,
                            Rows<const Compute<T>> weight, Rows<T> y, double* floored) {
   if (u.rows == 0) return;
   launch(stream, grid_of(u.rows), kThreads, 0, normalize<T>, norm, scale, u, weight, y, floored);
 }
 
 template <class T>
-void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
-                            Rows<const Compute<T>> weight, Rows<const T> dy, Rows<T> du, Rows<Compute<T>> dweight) {
+void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,
+                            Rows<const Compute<T>> weight, Rows<const T> dy, Rows<Compute<T>> du,
+                            Rows<Compute<T>> dweight) {
   if (u.rows == 0) return;
   launch(stream, grid_of(u.rows), kThreads, 0, normalize_backward<T>, norm, scale, u, weight, dy, du, dweight);
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                          \
-  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<Compute<T>>);               \
-  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>,   \
-                                       Rows<T>, Rows<Compute<T>>, double*);                                            \
-  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                  \
-                                                Rows<const Compute<T>>, Rows<const Compute<T>>, Rows<T>, Rows<T>,      \
-                                                Rows<Compute<T>>);                                                     \
-  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const Compute<T>>,               \
-                                           Rows<const Compute<T>>, Rows<T>);                                           \
-  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>, \
-                                         Rows<T>, double*);                                                            \
-  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                        \
-                                          Rows<const Compute<T>>, Rows<const T>, Rows<T>, Rows<Compute<T>>)
+#define TFORGE_INSTANTIATE(T)                                                                                        \
+  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<Compute<T>>);             \
+  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>, \
+                                       Rows<T>, Rows<Compute<T>>, double*);                                          \
+  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                \
+                                                Rows<const Compute<T>>, Rows<const Compute<T>>, Rows<T>, Rows<T>,    \
+                                                Rows<Compute<T>>);                                                   \
+  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const Compute<T>>,             \
+                                           Rows<const Compute<T>>, Rows<T>);                                         \
+  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const Compute<T>>,              \
+                                         Rows<const Compute<T>>, Rows<T>, double*);                                  \
+  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const Compute<T>>,             \
+                                          Rows<const Compute<T>>, Rows<const T>, Rows<Compute<T>>, Rows<Compute<T>>)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
 TFORGE_INSTANTIATE(bf16);

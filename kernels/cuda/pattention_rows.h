@@ -32,10 +32,11 @@ void pattention_through_norm(const Stream& stream, double scale, Rows<const T> s
                              Rows<const Compute<T>> dot, Rows<T> d);
 
 template <class T>
-void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
+void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,
                            Rows<const Compute<T>> weight, Rows<T> y, double* floored);
 template <class T>
-void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> u,
-                            Rows<const Compute<T>> weight, Rows<const T> dy, Rows<T> du, Rows<Compute<T>> dweight);
+void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,
+                            Rows<const Compute<T>> weight, Rows<const T> dy, Rows<Compute<T>> du,
+                            Rows<Compute<T>> dweight);
 
 }  // namespace tforge::kernels::cuda

@@ -228,7 +228,8 @@ TEST(Bf16, CudaEmbedsAndRotates) {
   });
 }
 
-/// One layer, forward and backward, whole and in halves.
+/// One layer, forward and backward, whole and in halves. U is as wide as the weight beside it.
+template <class U>
 void compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halves) {
   Stream& stream = device.stream;
   constexpr std::int64_t kRows = 33, kIn = 32, kTokens = 40, kOut = 24;
@@ -256,7 +257,8 @@ void compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halv
       kernels::pattention_backward(s, norm, x_, backward, mode, dx, workspace);
     }
   };
-  Matrix<bf16> scores(kRows, kTokens), u(kRows, kOut, 3), dx(kRows, kIn, 3), dscores(kRows, kTokens),
+  Matrix<U> u(kRows, kOut, 3);
+  Matrix<bf16> scores(kRows, kTokens), dx(kRows, kIn, 3), dscores(kRows, kTokens),
       workspace(1, kernels::pattention_backward_workspace(kRows, kTokens, kIn, kOut, Device::cuda));
   Matrix<float> stat(kRows, 1), weight(kRows, 1), dk(kTokens, kIn), dv(kTokens, kOut), dot(kRows, 1);
   Matrix<float> want_scores(kRows, kTokens), want_u(kRows, kOut), want_dx(kRows, kIn), want_dscores(kRows, kTokens),
@@ -274,7 +276,12 @@ void compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halv
   expect_rounded(dx, want_dx, 4);
   expect_rounded(dk, want_dk, 4);
   expect_rounded(dv, want_dv, 4);
-  if (has_weight) expect_rounded(weight, want_weight, 4);
+  if (!has_weight) return;
+  expect_rounded(weight, want_weight, 4);
+  // Beside that of the scores as they were rounded nothing more is lost.
+  kernels::pattention_mix_forward(cpu, norm, scale, widened(scores).view(), has_stat ? stat.view() : TensorView{},
+                                  values.wide.view(), want_u.view(), want_weight.view(), {}, want_workspace.view());
+  test::expect_near(weight, want_weight, kTokens * 0x1p-22 * want_weight.largest());
 }
 
 TEST(Bf16, CudaPattention) {
@@ -284,8 +291,37 @@ TEST(Bf16, CudaPattention) {
          {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
       for (const bool halves : {false, true}) {
         SCOPED_TRACE(name_of(norm));
-        compare_pattention(device, norm, halves);
+        if (norm == PattentionNorm::l2_norm_gelu) compare_pattention<bf16>(device, norm, halves);
+        else compare_pattention<float>(device, norm, halves);
       }
+    }
+  });
+}
+
+TEST(Bf16, CudaNormalizesRows) {
+  test::on_cuda([](test::CudaDevice& device) {
+    for (const PattentionNorm norm : {PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
+      SCOPED_TRACE(name_of(norm));
+      constexpr std::int64_t kRows = 33, kColumns = 31;
+      const auto u = Matrix<float>::random(kRows, kColumns, 1);
+      auto weight = Matrix<float>::random(kRows, 1, 2);
+      for (std::int64_t r = 0; r < kRows; ++r) weight(r, 0) = r == 7 ? 0 : 1 + std::abs(weight(r, 0));
+      if (norm == PattentionNorm::softmax) weight(7, 0) = 1;
+      const Pair dy(kRows, kColumns, 3, 1, 3);
+      Matrix<bf16> y(kRows, kColumns, 3);
+      Matrix<float> du(kRows, kColumns, 3), dweight(kRows, 1), want_y(kRows, kColumns), want_du(kRows, kColumns),
+          want_dweight(kRows, 1);
+      const auto run = [&](Stream& stream, auto u_, auto w, auto dy_, auto y_, auto du_, auto dw) {
+        kernels::row_normalize_forward(stream, norm, 3.0, u_, w, y_, {});
+        kernels::row_normalize_backward(stream, norm, 3.0, u_, w, dy_, du_, dw);
+      };
+      test::with_copies(
+          device, [&](auto... views) { run(device.stream, views...); }, u, weight, dy.narrow, y, du, dweight);
+      run(cpu, u.view(), weight.view(), dy.wide.view(), want_y.view(), want_du.view(), want_dweight.view());
+      expect_rounded(y, want_y, 0.5);
+      // Nothing else is rounded to bf16: the sums are of kColumns numbers in f32.
+      test::expect_near(du, want_du, 0x1p-21 * want_du.largest());
+      test::expect_near(dweight, want_dweight, kColumns * 0x1p-21 * want_dweight.largest());
     }
   });
 }

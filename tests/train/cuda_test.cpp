@@ -10,6 +10,7 @@
 
 #include "model/generator.h"
 #include "support/tiny_run.h"
+#include "train/communication_model.h"
 #include "train/workplace.h"
 
 namespace tforge {
@@ -147,7 +148,11 @@ TEST(Cuda, TrainsInBf16) {
     RunConfig tokens = small(lab, DType::f32), transformer = tokens;
     transformer.model.kind = "transformer";
     transformer.model.ffn_dim = 97;
-    for (const RunConfig& config : {tokens, transformer}) {
+    std::vector<RunConfig> configs = {tokens, transformer};
+    for (const PattentionNorm norm : {PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
+      configs.push_back(small(lab, DType::f32, norm));
+    }
+    for (const RunConfig& config : configs) {
       RunConfig narrow = on(Device::cuda, config);
       narrow.train.dtype = DType::bf16;
       PlacedRun there(narrow, lab), here(on(Device::cpu, config), lab);
@@ -261,7 +266,7 @@ TEST(Cuda, AsksForNoMemoryFromTheThirdStepOn) {
 }
 
 /// The same losses as the CPU's alone in f32, over a few steps, in every layout.
-void several_ranks_train(DeviceUse use, DType dtype) {
+void several_ranks_train(DeviceUse use, DType dtype, PattentionNorm norm = PattentionNorm::l2_norm_gelu) {
   const Devices found = devices_of(Device::cuda);
   if (found.count == 0) GTEST_SKIP() << "no CUDA device: " << found.why_none;
   if (test_world().size() == 1) GTEST_SKIP() << "for several ranks";
@@ -270,7 +275,7 @@ void several_ranks_train(DeviceUse use, DType dtype) {
   for (const auto& [dp, tp] : test::layouts()) {
     for (const std::int64_t zero : {0, 1}) {
       if (zero == 1 && dp == 1) continue;
-      RunConfig config = small(lab, DType::f32);
+      RunConfig config = small(lab, DType::f32, norm);
       config.train.batch = 4;
       config.train.seq = 8;
       config.parallel.zero = zero;
@@ -279,7 +284,8 @@ void several_ranks_train(DeviceUse use, DType dtype) {
       Workplace place(test_world(), Device::cuda, use);
       Mesh mesh = Mesh::create(place.world(), dp, tp);
       config.train.dtype = dtype;
-      Trainer there(on(Device::cuda, config), lab.dataset(), mesh, place.memory(), place.stream());
+      const RunConfig narrow = on(Device::cuda, config);
+      Trainer there(narrow, lab.dataset(), mesh, place.memory(), place.stream());
       config.train.dtype = DType::f32;
       config.parallel.zero = 0;
       PlacedRun here(config, lab);
@@ -291,6 +297,14 @@ void several_ranks_train(DeviceUse use, DType dtype) {
         ASSERT_LE(relative(got.grad_norm, want.grad_norm), 10 * bound) << dp << "x" << tp << ", step " << i;
       }
       EXPECT_EQ(place.memory().report().system_requests, requests);
+      const Communicator::Traffic before = mesh.tp_comm->traffic();
+      there.step();
+      const Volume volume = volume_of(
+          step_exchanges(narrow, there.model().plan(), there.model().parameters().buckets(bucket_bytes(narrow), dp),
+                         {dp, tp, mesh.dp_index, mesh.tp_index}),
+          MeshAxis::tp);
+      EXPECT_EQ(volume.calls, static_cast<std::int64_t>(mesh.tp_comm->traffic().calls - before.calls));
+      EXPECT_EQ(volume.bytes, static_cast<std::int64_t>(mesh.tp_comm->traffic().bytes - before.bytes));
       const Communicator::Traffic sent = (dp > 1 ? mesh.dp_comm : mesh.tp_comm)->traffic();
       EXPECT_GT(sent.bytes, 0U);
       EXPECT_GT(sent.seconds, 0);
@@ -318,7 +332,10 @@ TEST(Cuda, SeveralDevicesTrainAsTheCpuDoes) {
 
 TEST(Cuda, SeveralDevicesTrainInBf16) {
   if (devices_of(Device::cuda).count < test_world().size()) GTEST_SKIP() << "for a device for each rank";
-  several_ranks_train(DeviceUse::own, DType::bf16);
+  for (const PattentionNorm norm :
+       {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
+    several_ranks_train(DeviceUse::own, DType::bf16, norm);
+  }
 }
 
 TEST(Cuda, RanksThatShareADeviceUnaskedAreRefused) {
