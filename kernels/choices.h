@@ -21,6 +21,8 @@ class Choices {
   }
   void keep(const std::string& question, const std::string& choice) { known_[question] = choice; }
 
+  /// Whether anything is known or measured: else there is nothing to ask.
+  bool any() const { return measures() || !known_.empty(); }
   /// By question.
   const std::map<std::string, std::string>& known() const { return known_; }
   /// From now on `known`, which stands in `source`, holds, and nothing is measured any more.

@@ -108,7 +108,7 @@ void pattention_scores_forward(Stream& stream, PattentionNorm norm, ConstTensorV
     using T = decltype(t);
     on_device<T>(
         stream, [&](auto) { cpu::pattention_scores_forward<T>(norm, x, keys, scores, stat, workspace); },
-        [&](auto) { cuda::pattention_scores_forward<T>(stream, norm, x, keys, scores, stat); });
+        [&](auto) { cuda::pattention_scores_forward<T>(stream, norm, x, keys, scores, stat, workspace); });
   });
 }
 

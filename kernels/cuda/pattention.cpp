@@ -1,9 +1,16 @@
 #include "kernels/cuda/pattention.h"
 
 #include <cstddef>
+#include <functional>
+#include <string>
+#include <type_traits>
 
+#include "core/errors.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/pattention_rows.h"
+#include "kernels/cuda/pattention_scores.h"
+#include "kernels/cuda/timing.h"
+#include "kernels/device_libraries.h"
 
 namespace tforge::kernels::cuda {
 
@@ -18,13 +25,45 @@ TensorView scratch(const TensorView& workspace, std::int64_t offset, std::int64_
           dtype_of<T>::value, Device::cuda, Shape{rows, columns}, columns};
 }
 
+/// Calls one of the two, which do the same: the one that is known, else the faster where it may be measured, else the
+/// products.
+void by_choice(const Stream& stream, const std::string& question, const std::function<void()>& products,
+               const std::function<void()>& fused) {
+  constexpr const char *kProducts = "products", *kFused = "fused";
+  Choices& choices = stream.libraries()->choices();
+  const std::string* known = choices.find(question);
+  if (known == nullptr && choices.measures()) {
+    const float by_products = least_milliseconds(stream, products), in_one = least_milliseconds(stream, fused);
+    choices.keep(question, in_one < by_products ? kFused : kProducts);
+    known = choices.find(question);
+  }
+  if (known == nullptr || *known == kProducts) return products();
+  if (*known == kFused) return fused();
+  throw DataError("{} is damaged: \"{}\" is no way to compute {}; remove it, and they are measured anew",
+                  choices.source(), *known, question);
+}
+
 }  // namespace
 
 template <class T>
 void pattention_scores_forward(const Stream& stream, PattentionNorm norm, ConstTensorView x, ConstTensorView keys,
-                               TensorView scores, TensorView stat) {
-  gemm<T>(stream, Op::as_it_is, Op::transposed, 1, x, keys, GradMode::overwrite, scores);
-  if (stat) pattention_statistic<T>(stream, norm, scores, stat);
+                               TensorView scores, TensorView stat, TensorView workspace) {
+  const auto products = [&] {
+    gemm<T>(stream, Op::as_it_is, Op::transposed, 1, x, keys, GradMode::overwrite, scores);
+    if (stat) pattention_statistic<T>(stream, norm, scores, stat);
+  };
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (stat && scores.elements() > 0 && stream.libraries() != nullptr && stream.libraries()->choices().any()) {
+      const auto fused = [&] {
+        pattention_scores_fused(stream, norm, x, keys, scores, stat, static_cast<float*>(workspace.data));
+      };
+      // Of the sizes alone, so that scores that are computed once more have the bits of the first ones.
+      return by_choice(
+          stream, fmt::format("pattention_scores bf16 {} {},{},{}", name_of(norm), x.rows(), keys.rows(), x.columns()),
+          products, fused);
+    }
+  }
+  products();
 }
 
 template <class T>
@@ -40,7 +79,7 @@ template <class T>
 void pattention_forward(const Stream& stream, PattentionNorm norm, ConstTensorView x,
                         std::span<const PattentionForward> layers, double* floored, TensorView workspace) {
   for (const PattentionForward& l : layers) {  // one after another: the workspace of one is enough
-    pattention_scores_forward<T>(stream, norm, x, l.keys, l.scores, l.stat);
+    pattention_scores_forward<T>(stream, norm, x, l.keys, l.scores, l.stat, workspace);
     pattention_mix_forward<T>(stream, norm, l.scale, l.scores, l.stat, l.values, l.u, l.weight, floored, workspace);
   }
 }
@@ -84,7 +123,7 @@ void pattention_backward(const Stream& stream, PattentionNorm norm, ConstTensorV
 
 #define TFORGE_INSTANTIATE(T)                                                                                          \
   template void pattention_scores_forward<T>(const Stream&, PattentionNorm, ConstTensorView, ConstTensorView,          \
-                                             TensorView, TensorView);                                                  \
+                                             TensorView, TensorView, TensorView);                                      \
   template void pattention_mix_forward<T>(const Stream&, PattentionNorm, double, ConstTensorView, ConstTensorView,     \
                                           ConstTensorView, TensorView, TensorView, double*, TensorView);               \
   template void pattention_forward<T>(const Stream&, PattentionNorm, ConstTensorView,                                  \
