@@ -1,11 +1,12 @@
 #include "kernels/cuda/pattention.h"
 
 #include <cstddef>
-#include <functional>
+#include <iterator>
 #include <string>
 #include <type_traits>
 
 #include "core/errors.h"
+#include "core/log.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/pattention_rows.h"
 #include "kernels/cuda/pattention_scores.h"
@@ -27,8 +28,8 @@ TensorView scratch(const TensorView& workspace, std::int64_t offset, std::int64_
 
 /// Calls one of the two, which do the same: the one that is known, else the faster where it may be measured, else the
 /// products.
-void by_choice(const Stream& stream, const std::string& question, const std::function<void()>& products,
-               const std::function<void()>& fused) {
+template <class Products, class Fused>
+void by_choice(const Stream& stream, const std::string& question, const Products& products, const Fused& fused) {
   constexpr const char *kProducts = "products", *kFused = "fused";
   Choices& choices = stream.libraries()->choices();
   const std::string* known = choices.find(question);
@@ -36,6 +37,7 @@ void by_choice(const Stream& stream, const std::string& question, const std::fun
     const float by_products = least_milliseconds(stream, products), in_one = least_milliseconds(stream, fused);
     choices.keep(question, in_one < by_products ? kFused : kProducts);
     known = choices.find(question);
+    log::info("{}: {:.4f} ms by products, {:.4f} ms fused", question, by_products, in_one);
   }
   if (known == nullptr || *known == kProducts) return products();
   if (*known == kFused) return fused();
@@ -58,9 +60,11 @@ void pattention_scores_forward(const Stream& stream, PattentionNorm norm, ConstT
         pattention_scores_fused(stream, norm, x, keys, scores, stat, static_cast<float*>(workspace.data));
       };
       // Of the sizes alone, so that scores that are computed once more have the bits of the first ones.
-      return by_choice(
-          stream, fmt::format("pattention_scores bf16 {} {},{},{}", name_of(norm), x.rows(), keys.rows(), x.columns()),
-          products, fused);
+      thread_local std::string question;  // whose memory is asked for once
+      question.clear();
+      fmt::format_to(std::back_inserter(question), "pattention_scores bf16 {} {},{},{}", name_of(norm), x.rows(),
+                     keys.rows(), x.columns());
+      return by_choice(stream, question, products, fused);
     }
   }
   products();
