@@ -177,9 +177,9 @@ void operate(unsigned first, unsigned end) {
   operation(arguments);
 }
 
-/// Lets the lanes go on whose whole warp has arrived at one exchange. Stops the program when a lane can never come.
-bool release_warps() {
-  bool released = false;
+/// Lets one warp go on all of whose lanes have arrived at an exchange: each goes as far as it can before the next, so
+/// that a barrier that is missing between warps shows. Stops the program when a lane can never come.
+bool release_warp() {
   for (unsigned first = 0; first < machine.threads; first += kLanes) {
     const unsigned end = std::min(machine.threads, first + kLanes);
     unsigned waiting = 0;
@@ -194,9 +194,9 @@ bool release_warps() {
     }
     operate(first, end);
     for (unsigned i = first; i < end; ++i) machine.fibers[i].state = Fiber::ready;
-    released = true;
+    return true;
   }
-  return released;
+  return false;
 }
 
 /// True when all threads wait at one barrier, which lets them go on; false when all have ended.
@@ -223,7 +223,7 @@ void run_block(const std::vector<unsigned>& order) {
     for (const unsigned i : order) {
       if (machine.fibers[i].state == Fiber::ready) resume(machine.fibers[i]);
     }
-  } while (release_warps() || release_block());
+  } while (release_warp() || release_block());
 }
 
 /// Blocks and threads in their order, or shuffled by TFORGE_EMULATOR_ORDER.

@@ -4,6 +4,7 @@
 // Every thread of a block is a fiber of its own; blocks run one after another on the thread that launches, and a launch
 // is done when it returns. It finds
 //   - threads of a block that wait at different __syncthreads(), or of which some have ended: the program stops;
+//   - a barrier that is missing between warps, by its results: a warp goes on alone from exchange to exchange;
 //   - lanes of a warp missing from a shuffle or a product of its tensor core, or at different ones, likewise;
 //   - copies into shared memory (cp.async) that are read before the wait for them: until then NaN is there;
 //   - memory that is read before anything was written to it: device memory is born NaN (all bits one);

@@ -87,6 +87,22 @@ TEST(CudaEmulator, StopsWhereThreadsOfABlockPart) {
   EXPECT_DEATH(launch(dim3(1), dim3(32), lane_leaves, out.data), "a lane is missing");
 }
 
+__global__ void missing_barrier(int* out) {
+  __shared__ int of_warp[2];
+  const unsigned warp = threadIdx.x / 32;
+  of_warp[warp] = 0;
+  __syncthreads();
+  of_warp[warp] = __shfl_xor_sync(0xffffffffU, 1, 1);
+  __syncwarp();
+  out[threadIdx.x] = of_warp[1 - warp];
+}
+
+TEST(CudaEmulator, AWarpGoesOnAlone) {
+  Memory<int> out(64);
+  launch(dim3(1), dim3(64), missing_barrier, out.data);
+  EXPECT_NE(out.get(), std::vector<int>(64, 1));
+}
+
 __global__ void write_behind(float* x, int at) { x[at] = 1; }
 
 TEST(CudaEmulator, FindsWritesBesideAnAllocation) {
