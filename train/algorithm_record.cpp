@@ -9,6 +9,7 @@
 #include "checkpoint/agreement.h"
 #include "core/errors.h"
 #include "core/log.h"
+#include "kernels/device_libraries.h"
 #include "storage/atomic_file.h"
 
 namespace tforge {

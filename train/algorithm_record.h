@@ -3,11 +3,14 @@
 // measurement (run.products = "measured"). Another one of these changes bits, so a later start uses the same.
 #include <string>
 
-#include "kernels/device_libraries.h"
 #include "parallel/communicator.h"
 #include "train/config.h"
 
 namespace tforge {
+
+namespace kernels {
+class DeviceLibraries;
+}
 
 /// Of a run on devices; on the CPU it does nothing.
 class AlgorithmRecord {
