@@ -1,5 +1,6 @@
 #include "kernels/memory_layer.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "kernels/check.h"
@@ -43,6 +44,12 @@ double hash_flops(const MemoryHash& hash, std::int64_t rows) {
   return 20.0 * static_cast<double>(rows) * static_cast<double>(hash.coordinates.elements());
 }
 
+/// Of the rows of `tables` that codes point at, each read once: no more than there are.
+double bytes_gathered(const ConstTensorView& codes, const ConstTensorView& tables) {
+  const double gathers = static_cast<double>(codes.elements()) * static_cast<double>(tables.columns());
+  return std::min(gathers * static_cast<double>(size_of(tables.dtype)), bytes_of(tables));
+}
+
 }  // namespace
 
 void memory_hash_forward(Stream& stream, const MemoryHash& hash, ConstTensorView x, TensorView codes,
@@ -84,17 +91,16 @@ void memory_lookup_forward(Stream& stream, std::int64_t bits, ConstTensorView co
   constexpr const char* kOp = "memory_lookup_forward";
   check_device(kOp, stream, codes, weights);
   check_codes(kOp, bits, weights.dtype, codes, weights, layers.size());
-  double columns = 0, written = 0;
+  double columns = 0, moved = 0;
   for (const MemoryForward& l : layers) {
     check_device(kOp, stream, l.tables, l.y);
     check_matrix(kOp, "tables", l.tables, weights.dtype, codes.columns() << bits, l.y.columns());
     check_matrix(kOp, "y", l.y, weights.dtype, codes.rows(), l.y.columns());
     columns += static_cast<double>(l.y.columns());
-    written += bytes_of(l.y);
+    moved += bytes_gathered(codes, l.tables) + bytes_of(l.y);
   }
   const double gathered = static_cast<double>(codes.elements()) * columns;
-  const ProfileScope scope(stream, kOp,
-                           {2 * gathered, gathered * static_cast<double>(size_of(weights.dtype)) + written});
+  const ProfileScope scope(stream, kOp, {2 * gathered, moved});
   with_compute_type(kOp, weights.dtype, [&](auto t) {
     using T = decltype(t);
     on_device(
@@ -115,21 +121,20 @@ void memory_lookup_backward(Stream& stream, std::int64_t bits, ConstTensorView c
   if (codes.rows() > std::numeric_limits<std::int32_t>::max()) {
     throw ShapeError("{}: {} rows; positions are 32 bits", kOp, codes.rows());
   }
-  double columns = 0, written = 0;
+  double columns = 0, moved = 0;
   for (const MemoryBackward& l : layers) {
     check_device(kOp, stream, l.tables, l.dy, l.dtables);
     check_matrix(kOp, "tables", l.tables, weights.dtype, codes.columns() << bits, l.dy.columns());
     check_matrix(kOp, "dy", l.dy, weights.dtype, codes.rows(), l.dy.columns());
     if (l.dtables) check_matrix(kOp, "dtables", l.dtables, weights.dtype, l.tables.rows(), l.tables.columns());
     columns += static_cast<double>(l.dy.columns());
-    written += l.dtables ? bytes_written(l.dtables_mode, l.dtables) : 0;
+    moved += bytes_gathered(codes, l.tables) + (l.dtables ? bytes_written(l.dtables_mode, l.dtables) : 0);
   }
   if (dweights) check_matrix(kOp, "dweights", dweights, weights.dtype, codes.columns(), codes.rows());
   check_workspace(kOp, order, DType::i32,
                   memory_lookup_workspace(codes.rows(), bits, codes.columns(), stream.device()));
   const double gathered = static_cast<double>(codes.elements()) * columns;
-  const ProfileScope scope(stream, kOp,
-                           {4 * gathered, gathered * static_cast<double>(size_of(weights.dtype)) + written});
+  const ProfileScope scope(stream, kOp, {4 * gathered, moved});
   with_compute_type(kOp, weights.dtype, [&](auto t) {
     using T = decltype(t);
     on_device(
