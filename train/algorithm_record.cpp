@@ -1,7 +1,6 @@
 #include "train/algorithm_record.h"
 
 #include <filesystem>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
@@ -72,7 +71,7 @@ AlgorithmRecord::AlgorithmRecord(Communicator& world, const RunConfig& config, k
     return;
   }
   measures_ = measured;
-  if (!measured && text.empty()) write(nlohmann::json::object().dump());
+  if (!measured && text.empty()) write({});
 }
 
 void AlgorithmRecord::settle() {
@@ -84,13 +83,12 @@ void AlgorithmRecord::settle() {
   }
   libraries_.settle(all, path_);
   log::info("the algorithms of {} products were chosen by measurement", all.size());
-  write(nlohmann::json(all).dump());
+  write(all);
 }
 
-void AlgorithmRecord::write(const std::string& algorithms) const {
+void AlgorithmRecord::write(const Algorithms& algorithms) const {
   if (world_.rank() != 0) return;
-  const nlohmann::ordered_json json = {{"depends_on", depends_on_},
-                                       {"algorithms", nlohmann::ordered_json::parse(algorithms)}};
+  const nlohmann::ordered_json json = {{"depends_on", depends_on_}, {"algorithms", algorithms}};
   try {
     remove_temporaries_of(path_);
     write_file_atomically(path_, json.dump(1) + "\n");

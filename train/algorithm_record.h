@@ -1,6 +1,7 @@
 #pragma once
 // run.dir/algorithms.json: the device and the library that a run computes with, and the algorithms that were chosen by
 // measurement (run.products = "measured"). Another one of these changes bits, so a later start uses the same.
+#include <map>
 #include <string>
 
 #include "parallel/communicator.h"
@@ -26,7 +27,7 @@ class AlgorithmRecord {
   void settle();
 
  private:
-  void write(const std::string& algorithms) const;
+  void write(const std::map<std::string, std::string>& algorithms) const;
 
   Communicator& world_;
   kernels::DeviceLibraries& libraries_;
