@@ -27,7 +27,9 @@ void copy(const Stream& stream, ConstTensorView from, TensorView to) {
   if constexpr (kCudaBuilt) {
     if (from.device == Device::cuda || to.device == Device::cuda) {
       cuda::copy(stream, from.data, bytes(from.row_stride), to.data, bytes(to.row_stride), row_bytes, rows);
-      if (to.device == Device::cpu) cuda::wait(stream);
+      // Whether ordinary host memory has been read by now, CUDA leaves open.
+      const bool may_be_unread = from.device == Device::cpu && !cuda::is_pinned(from.data);
+      if (to.device == Device::cpu || may_be_unread) cuda::wait(stream);
       return;
     }
   }

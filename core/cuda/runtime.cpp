@@ -87,6 +87,12 @@ void* allocate_pinned(std::size_t bytes) {
 void release(void* device_memory) { cudaFree(device_memory); }
 void release_pinned(void* host_memory) { cudaFreeHost(host_memory); }
 
+bool is_pinned(const void* host_memory) {
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, host_memory), "cudaPointerGetAttributes");
+  return attributes.type == cudaMemoryTypeHost;
+}
+
 void zero(const Stream& stream, void* to, std::size_t bytes) {
   check(cudaMemsetAsync(to, 0, bytes, native(stream)), "cudaMemsetAsync");
 }

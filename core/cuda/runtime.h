@@ -24,12 +24,14 @@ void* allocate_pinned(std::size_t bytes);
 /// Waits for what the device still does with it.
 void release(void* device_memory);
 void release_pinned(void* host_memory);
+/// Whether memory of the host is.
+bool is_pinned(const void* host_memory);
 
 /// Queues zeros, in one run or in rows.
 void zero(const Stream& stream, void* to, std::size_t bytes);
 void zero(const Stream& stream, void* to, std::size_t pitch, std::size_t row_bytes, std::size_t rows);
-/// Queues a copy of `rows` rows of `row_bytes` bytes, on any side of the bus. From ordinary host memory it has been
-/// read on return; pinned host memory must stay as it is until the queue has got there.
+/// Queues a copy of `rows` rows of `row_bytes` bytes, on any side of the bus. Host memory must stay as it is until the
+/// queue has got there.
 void copy(const Stream& stream, const void* from, std::size_t from_pitch, void* to, std::size_t to_pitch,
           std::size_t row_bytes, std::size_t rows);
 

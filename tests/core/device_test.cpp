@@ -46,6 +46,16 @@ TEST(Devices, CudaKnowsItsNumber) {
   });
 }
 
+TEST(Copies, ToCudaHaveReadOrdinaryMemoryOnReturn) {
+  test::on_cuda([](test::CudaDevice& device) {
+    std::vector<float> values = numbers(30);
+    const Tensor there = Tensor::of<float>(device.memory, Shape{5, 6}, values, Purpose::weights);
+    std::ranges::fill(values, -1.0F);
+    Allocator host;
+    EXPECT_TRUE(std::ranges::equal(there.clone(host).span<float>(), numbers(30)));
+  });
+}
+
 TEST(Tensors, GoToCudaAndBack) {
   test::on_cuda([](test::CudaDevice& device) {
     Allocator host;

@@ -366,6 +366,22 @@ void reserve_device_memory() {
 #endif
 }
 
+/// A copy out of the host's memory.
+struct Upload {
+  std::byte* to;
+  std::size_t to_pitch;
+  const std::byte* from;
+  std::size_t from_pitch, row_bytes, rows;
+};
+/// Those that have not been done. Each is as late as it may be: when the device next does anything.
+std::vector<Upload> uploads;
+
+void copy_rows(const Upload& u) {
+  for (std::size_t r = 0; r < u.rows; ++r) {
+    std::memmove(u.to + r * u.to_pitch, u.from + r * u.from_pitch, u.row_bytes);
+  }
+}
+
 /// Allocations by cudaMallocHost.
 std::map<void*, std::size_t>& pinned() {
   static std::map<void*, std::size_t> all;
@@ -477,7 +493,10 @@ void cp_async_wait(std::size_t groups) {
 }  // namespace ptx
 
 DeviceAccess::DeviceAccess() {
-  if (device.open++ == 0) device.protect(PROT_READ | PROT_WRITE);
+  if (device.open++ > 0) return;
+  device.protect(PROT_READ | PROT_WRITE);
+  for (const Upload& upload : uploads) copy_rows(upload);
+  uploads.clear();
 }
 DeviceAccess::~DeviceAccess() {
   if (--device.open == 0) device.protect(PROT_NONE);
@@ -561,6 +580,7 @@ cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
 cudaError_t cudaFreeHost(void* memory) {
   const auto found = pinned().find(memory);
   if (found == pinned().end()) return memory == nullptr ? cudaSuccess : cudaErrorInvalidValue;
+  const tforge_emulator::DeviceAccess access;  // which may read it
   check_guards(memory, found->second);
   auto* const start = static_cast<std::byte*>(memory) - kGuard;
   ASAN_UNPOISON_MEMORY_REGION(start, with_guards(found->second));
@@ -579,19 +599,27 @@ cudaError_t cudaMemset2DAsync(void* to, std::size_t pitch, int value, std::size_
   for (std::size_t r = 0; r < rows; ++r) std::memset(static_cast<std::byte*>(to) + r * pitch, value, row_bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  const tforge_emulator::DeviceAccess access;
-  std::memmove(to, from, bytes);
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+  attributes->type = device.holds(memory) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  for (const auto& [start, bytes] : pinned()) {
+    if (memory >= start && memory < static_cast<const std::byte*>(start) + bytes) attributes->type = cudaMemoryTypeHost;
+  }
   return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
 }
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                               std::size_t row_bytes, std::size_t rows, cudaMemcpyKind, cudaStream_t) {
   if (to_pitch < row_bytes || from_pitch < row_bytes) return cudaErrorInvalidValue;
-  const tforge_emulator::DeviceAccess access;
-  for (std::size_t r = 0; r < rows; ++r) {
-    std::memmove(static_cast<std::byte*>(to) + r * to_pitch, static_cast<const std::byte*>(from) + r * from_pitch,
-                 row_bytes);
+  const Upload copy{
+      static_cast<std::byte*>(to), to_pitch, static_cast<const std::byte*>(from), from_pitch, row_bytes, rows};
+  if (device.holds(to) && !device.holds(from)) {
+    uploads.push_back(copy);
+    return cudaSuccess;
   }
+  const tforge_emulator::DeviceAccess access;
+  copy_rows(copy);
   return cudaSuccess;
 }
 struct cudaEmulatedStream {

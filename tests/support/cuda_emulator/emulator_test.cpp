@@ -125,6 +125,14 @@ TEST(CudaEmulator, MemoryIsBornNaN) {
   }
 }
 
+TEST(CudaEmulator, ReadsTheHostsMemoryLate) {
+  Memory<float> x(1);
+  float number = 1;
+  cudaMemcpyAsync(x.data, &number, sizeof(number), {}, nullptr);
+  number = 2;
+  EXPECT_EQ(x.get()[0], 2);
+}
+
 TEST(CudaEmulator, TheHostMayNotTouchIt) {
   Memory<float> x(3);
   x.set({1, 2, 3});

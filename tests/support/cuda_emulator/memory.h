@@ -15,7 +15,10 @@ struct Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() { cudaFree(data); }
-  void set(const std::vector<T>& values) { cudaMemcpyAsync(data, values.data(), count * sizeof(T), {}, nullptr); }
+  void set(const std::vector<T>& values) {
+    cudaMemcpyAsync(data, values.data(), count * sizeof(T), {}, nullptr);
+    cudaStreamSynchronize(nullptr);
+  }
   std::vector<T> get() const {
     std::vector<T> values(count);
     cudaMemcpyAsync(values.data(), data, count * sizeof(T), {}, nullptr);
