@@ -10,9 +10,9 @@ enum class Transpose : std::uint8_t { no, yes };
 /// C {=, +=} alpha * op(A) op(B).   op(A) [M, K], op(B) [K, N], C [M, N]; f32 or f64, all alike; row strides allowed.
 /// On a CUDA device A and B may be bf16, and C then bf16 or f32: sums in f32, rounded once.
 /// The output is cut into blocks fixed by shape, each a single-threaded BLAS call inside an OpenMP loop: the result
-/// does not depend on the number of threads. On a CUDA device cuBLASLt's first choice for the shape computes in the
-/// dtype of the operands, with the same bits in every call; it needs the stream's DeviceLibraries. K = 0 with overwrite
-/// gives zeros.
+/// does not depend on the number of threads. On a CUDA device cuBLASLt computes, with one algorithm for a shape and so
+/// the same bits in every call: its own first choice, or the fastest of several (run.products); it needs the stream's
+/// DeviceLibraries. K = 0 with overwrite gives zeros.
 /// Throws ShapeError, DTypeError. No workspace.
 void gemm(Stream& stream, Transpose a_op, Transpose b_op, double alpha, ConstTensorView a, ConstTensorView b,
           GradMode mode, TensorView c);

@@ -7,11 +7,10 @@
 // n may be a shard of the layer's tokens; what a row needs of the other shards passes through two columns of numbers,
 // `stat` (before the second product) and `weight` (after it), which the caller reduces over the ranks:
 //
-//   norm           stat [T]                       P                                   weight [T]      layer output Y
-//   l2_norm_gelu   sum_j A_j^2       (reduce sum) gelu(scale * A / r), r = sqrt(stat) none            sum U
-//   gelu_l2_norm   none                           gelu(A)                             sum_j P_j^2     scale * U /
-//   sqrt(weight) softmax        max_j A_j         (reduce max) exp(A - stat)                       sum_j P_j scale * U
-//   / weight
+//   norm          stat [T]                       P                           weight [T]     layer output Y
+//   l2_norm_gelu  sum_j A_j^2     (reduce sum)   gelu(scale A / sqrt(stat))  none           sum U
+//   gelu_l2_norm  none                           gelu(A)                     sum_j P_j^2    scale U / sqrt(weight)
+//   softmax       max_j A_j       (reduce max)   exp(A - stat)               sum_j P_j      scale U / weight
 //
 // The row scale of the last two leaves the product: the caller reduces [T, d_out + 1] once and calls row_normalize_*.
 // A row with r < kNormFloor (over all ranks' tokens) has P = 0 and passes no gradient.

@@ -165,8 +165,9 @@ class CublasLtProducts final : public MatrixProducts {
                   {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data)}};
     auto found = plans_.find(key);
     if (found == plans_.end()) {
-      found = plans_.emplace(key, make_plan(a_op, b_op, a, b, c)).first;
-      choose(stream, question_of(key), a, b, c, found->second);
+      Plan plan = make_plan(a_op, b_op, a, b, c);
+      choose(stream, question_of(key), a, b, c, plan);
+      found = plans_.emplace(key, std::move(plan)).first;
     }
     run_plan(stream, found->second, found->second.algorithm, static_cast<Scale>(alpha_),
              mode == GradMode::accumulate ? Scale(1) : Scale(0), a, b, c.data);
@@ -260,6 +261,8 @@ class CublasLtProducts final : public MatrixProducts {
             "cublasLtMatmulPreferenceSetAttribute");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(workspace_bytes_));
+    // Parts of a sum over k are added as they were computed, never rounded to the type of C between.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(b.data));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(a.data));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(c.data));
@@ -269,11 +272,12 @@ class CublasLtProducts final : public MatrixProducts {
     check(cublas_lt().cublasLtMatmulAlgoGetHeuristic(library_, plan.description, plan.b, plan.a, plan.c, plan.c,
                                                      preference, most, best.data(), &count),
           "cublasLtMatmulAlgoGetHeuristic");
-    if (count == 0) {
+    best.resize(static_cast<std::size_t>(count));
+    std::erase_if(best, [](const auto& result) { return result.state != CUBLAS_STATUS_SUCCESS; });
+    if (best.empty()) {
       throw DeviceError("cuBLASLt has no algorithm for a product of [{}, {}] and [{}, {}]", a.rows, a.columns, b.rows,
                         b.columns);
     }
-    best.resize(static_cast<std::size_t>(count));
     return best;
   }
 
