@@ -17,7 +17,7 @@ enum class ExitCode : int {
   differs = 5,       // a comparison that was asked for is over its tolerance
   requeue = 10,      // stopped before the end, saved: requeue me
   diverged = 11,     // the loss or the gradients stayed non-finite
-  hang = 12,         // a collective did not finish in time
+  hang = 12,         // a collective failed, or did not finish in time
   crash_loop = 13,   // restarts without progress
   interrupted = 14,  // left at once at a second signal
   internal = 70,     // a defect of TokenForge itself
@@ -42,18 +42,18 @@ class Error : public std::runtime_error {
         : Error(code, fmt::format(format, std::forward<First>(first), std::forward<Rest>(rest)...)) {} \
   }
 
-TFORGE_DEFINE_ERROR(UsageError, ExitCode::bad_input);         // command line
-TFORGE_DEFINE_ERROR(ConfigError, ExitCode::bad_input);        // configuration file or override
-TFORGE_DEFINE_ERROR(DataError, ExitCode::bad_input);          // input data: text, token files, golden files
-TFORGE_DEFINE_ERROR(ResourceError, ExitCode::no_resources);   // disk, memory, ranks
-TFORGE_DEFINE_ERROR(DeviceError, ExitCode::no_resources);     // processor or device that is not there
-TFORGE_DEFINE_ERROR(CheckpointError, ExitCode::damaged);      // damaged checkpoint
-TFORGE_DEFINE_ERROR(DivergedError, ExitCode::diverged);       // non-finite loss or gradients
-TFORGE_DEFINE_ERROR(CrashLoopError, ExitCode::crash_loop);    // restarts without progress
-TFORGE_DEFINE_ERROR(ShapeError, ExitCode::internal);          // operand shapes that do not fit
-TFORGE_DEFINE_ERROR(DTypeError, ExitCode::internal);          // operand types that do not fit
-TFORGE_DEFINE_ERROR(InternalError, ExitCode::internal);       // a contract broken by our own code
-TFORGE_DEFINE_ERROR(CommunicationError, ExitCode::internal);  // MPI or NCCL failed
+TFORGE_DEFINE_ERROR(UsageError, ExitCode::bad_input);        // command line
+TFORGE_DEFINE_ERROR(ConfigError, ExitCode::bad_input);       // configuration file or override
+TFORGE_DEFINE_ERROR(DataError, ExitCode::bad_input);         // input data: text, token files, golden files
+TFORGE_DEFINE_ERROR(ResourceError, ExitCode::no_resources);  // disk, memory, ranks
+TFORGE_DEFINE_ERROR(DeviceError, ExitCode::no_resources);    // processor or device that is not there
+TFORGE_DEFINE_ERROR(CheckpointError, ExitCode::damaged);     // damaged checkpoint
+TFORGE_DEFINE_ERROR(DivergedError, ExitCode::diverged);      // non-finite loss or gradients
+TFORGE_DEFINE_ERROR(CrashLoopError, ExitCode::crash_loop);   // restarts without progress
+TFORGE_DEFINE_ERROR(ShapeError, ExitCode::internal);         // operand shapes that do not fit
+TFORGE_DEFINE_ERROR(DTypeError, ExitCode::internal);         // operand types that do not fit
+TFORGE_DEFINE_ERROR(InternalError, ExitCode::internal);      // a contract broken by our own code
+TFORGE_DEFINE_ERROR(CommunicationError, ExitCode::hang);     // MPI or NCCL failed
 
 #undef TFORGE_DEFINE_ERROR
 

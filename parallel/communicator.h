@@ -68,6 +68,9 @@ class Communicator {
   /// Collective; called once, last, on the normal path of the world. A world destroyed without it aborts the job.
   virtual void shutdown() = 0;
 
+  /// What the bits of its sums depend on beside operands and layout: a library and its version, or nothing.
+  virtual std::string bits_depend_on() const { return {}; }
+
   /// What this rank did so far. A blocking collective is exposed as a whole; of one that was started, what its rank
   /// spent in start_reduce, progress and finish.
   struct Traffic {

@@ -42,7 +42,9 @@ AlgorithmRecord::AlgorithmRecord(Communicator& world, const RunConfig& config, k
                                  bool goes_on)
     : world_(world), libraries_(libraries), path_(config.run.dir + "/" + kName) {
   if (config.run.device == Device::cpu) return;
-  const std::vector<std::string> devices = world.all_gather_bytes(libraries.bits_depend_on());
+  std::string here = libraries.bits_depend_on();
+  if (const std::string sums = world.bits_depend_on(); !sums.empty()) here += ", " + sums;
+  const std::vector<std::string> devices = world.all_gather_bytes(here);
   depends_on_ = devices[0];
   const bool measured = config.run.products == Choosing::measured;
   for (std::size_t r = 0; r < devices.size() && measured; ++r) {

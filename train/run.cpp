@@ -76,7 +76,7 @@ ExitCode run_training(Communicator& world, const RunRequest& request) {
   Journal journal(world, *trainer);
   Saver saver(world, *trainer, journal, workplace.host_memory());
   StepReport report(world);
-  AlgorithmRecord algorithms(world, config, workplace.libraries(), trainer->state().step > 0);
+  AlgorithmRecord algorithms(workplace.world(), config, workplace.libraries(), trainer->state().step > 0);
   const TimeLimit limit(begun, train.max_time);
   StopPolls polls(world, limit);
   log::info("{}", version_text());

@@ -159,6 +159,12 @@ class NcclCommunicator final : public DeviceCommunicator {
     job_->push({this, "finish", std::exchange(started_bytes_, 0), since_, ready, done});
   }
 
+  std::string bits_depend_on() const override {
+    int version = 0;
+    require("ncclGetVersion", nccl().ncclGetVersion(&version));
+    return fmt::format("NCCL {}", version);
+  }
+
   Traffic traffic() const override {
     Traffic sum = host().traffic();
     sum.calls += traffic_.calls;
@@ -191,8 +197,7 @@ class NcclCommunicator final : public DeviceCommunicator {
         oldest == nullptr ? "a collective" : fmt::format("{} of {} bytes", oldest->verb, oldest->bytes);
     const std::string report = fmt::format("rank {} ({} of {} in its group): {} failed on the device: NCCL: {}",
                                            job_->world_rank(), rank(), size(), what, text_of(state));
-    nccl().ncclCommAbort(std::exchange(comm_, nullptr));
-    Heartbeat::end_process(report);
+    Heartbeat::end_process(report);  // and with it what this communicator has under way
   }
 
  private:
@@ -351,7 +356,8 @@ void DeviceJob::retire() {
 
 void DeviceJob::poll() {
   check_health();
-  while (!queued_.empty() && come(queued_.front().done)) retire();
+  // Of a finish() nothing orders the two.
+  while (!queued_.empty() && come(queued_.front().ready) && come(queued_.front().done)) retire();
 }
 
 void DeviceJob::before_wait() {

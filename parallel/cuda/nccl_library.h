@@ -6,6 +6,7 @@ namespace tforge::cuda {
 
 /// The functions that we use, under their own names.
 #define TFORGE_NCCL_FUNCTIONS(F) \
+  F(ncclGetVersion)              \
   F(ncclGetUniqueId)             \
   F(ncclCommInitRank)            \
   F(ncclCommAbort)               \

@@ -49,7 +49,7 @@ TEST(Errors, EachKindHasItsExitCode) {
   EXPECT_EQ(code_of<ShapeError>(), 70);
   EXPECT_EQ(code_of<DTypeError>(), 70);
   EXPECT_EQ(code_of<InternalError>(), 70);
-  EXPECT_EQ(code_of<CommunicationError>(), 70);
+  EXPECT_EQ(code_of<CommunicationError>(), 12);
   EXPECT_EQ(static_cast<int>(ExitCode::done), 0);
   EXPECT_EQ(static_cast<int>(ExitCode::differs), 5);
   EXPECT_EQ(static_cast<int>(ExitCode::requeue), 10);

@@ -71,7 +71,7 @@ class Device(JobTest):
         train("measured", "2")
         with open(self.path("measured/algorithms.json"), encoding="utf-8") as file:
             kept = json.load(file)
-        self.assertEqual(kept["depends_on"], "an emulated device of 1 multiprocessors, cuBLASLt 1")
+        self.assertEqual(kept["depends_on"], "an emulated device of 1 multiprocessors, cuBLASLt 1, NCCL 0")
         self.assertGreater(len(kept["algorithms"]), 10)
         stop = "train.max_tokens=384"  # 3 updates
         for folder in ["kept", "removed", "moved"]:
@@ -84,8 +84,8 @@ class Device(JobTest):
                       "uninterrupted run", train("removed", "3").err)
         with self.assertRaises(AssertionError):  # else the test shows nothing
             self.same_tensors("measured/step_00000006.h5", "removed/step_00000006.h5")
-        self.assertIn("the run was on an emulated device of 1 multiprocessors, cuBLASLt 1 and goes on on another of 1 "
-                      "multiprocessors, cuBLASLt 1: from here on its bits are not those of an uninterrupted run",
+        self.assertIn("the run was on an emulated device of 1 multiprocessors, cuBLASLt 1, NCCL 0 and goes on on another of 1 "
+                      "multiprocessors, cuBLASLt 1, NCCL 0: from here on its bits are not those of an uninterrupted run",
                       train("moved", "2", TFORGE_EMULATOR_NAME="another").err)
         with open(self.path("moved/algorithms.json"), "w", encoding="utf-8") as file:
             file.write("{")
