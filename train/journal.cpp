@@ -30,8 +30,8 @@ Journal::Journal(Communicator& world, Trainer& trainer) : hosts_(world.all_gathe
   if (world.rank() == 0) files_.emplace(trainer.config(), trainer.state().step, std::move(work));
 }
 
-void Journal::step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic,
-                   std::span<const RankReport> reports) {
+void Journal::step(const Trainer& trainer, const StepResult& result, double seconds,
+                   const Communicator::Traffic& traffic, std::span<const RankReport> reports) {
   if (!files_) return;
   std::vector<double>& compute = files_->compute_seconds;
   compute.clear();
@@ -53,7 +53,7 @@ void Journal::step(Trainer& trainer, const StepResult& result, double seconds, c
                          {"slowest_rank", std::int64_t{spread.slowest_rank}},
                          {"slowest_compute_seconds", spread.slowest_seconds},
                          {"median_compute_seconds", spread.median_seconds},
-                         {"floored_rows", trainer.take_floored_rows()},
+                         {"floored_rows", result.floored_rows},
                          {"skipped_steps", state.skipped_steps},
                          {"stage", stage_of(trainer.history())}});
   files_->progress.update(state.step, tokens, result.loss);

@@ -22,7 +22,7 @@ class Journal {
   Journal(Communicator& world, Trainer& trainer);
 
   /// The update that has just been made, in `seconds`, what was sent in it, and what each rank has reported of it.
-  void step(Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic,
+  void step(const Trainer& trainer, const StepResult& result, double seconds, const Communicator::Traffic& traffic,
             std::span<const RankReport> reports);
   void evaluation(const Trainer& trainer, const EvalResult& result);
   /// A checkpoint that is whole now, the seconds from its first copy on and those for which training waited.

@@ -116,9 +116,10 @@ StepResult Trainer::step(const PollPoint& poll) {
   gradients_.run(
       state_.step, [this](const MicroRange& now, const MicroRange& next) { return next_batch(now, next); }, poll);
   result.data_wait_seconds = prefetcher_.take_wait_seconds();
-  // Everything is queued; the first of the two numbers waits for it.
+  // Everything is queued; the first of these numbers waits for it.
   result.grad_norm = optimizer_.gradient_norm(stream_, train, stage, mesh_, model_->reducer());
   result.loss = gradients_.loss();
+  result.floored_rows = gradients_.take_floored_rows();
   uploads_.clear();
   result.lr = schedule_.lr(state_.step);
   set_phase("update", state_.step);
@@ -155,7 +156,5 @@ CheckpointInfo Trainer::save(Communicator& world, const std::string& path, Reten
   saved(info);
   return info;
 }
-
-std::int64_t Trainer::take_floored_rows() { return gradients_.take_floored_rows(); }
 
 }  // namespace tforge

@@ -28,6 +28,7 @@ struct StepResult {
   double grad_norm = 0;  // before clipping
   double lr = 0;
   double data_wait_seconds = 0;     // for samples that were not read ahead in time, on this rank
+  std::int64_t floored_rows = 0;    // below the norm floor, on this rank
   Update update = Update::applied;  // skipped: the loss or the gradients were not finite
 };
 
@@ -65,8 +66,6 @@ class Trainer {
   LanguageModel& model() { return *model_; }
   AdamW& optimizer() { return optimizer_; }
   const std::vector<GrowthRecord>& history() const { return history_; }
-  /// Rows below the norm floor since the last call, on this rank.
-  std::int64_t take_floored_rows();
   /// For samples that begin anew on another dataset.
   void restart_samples() { state_.samples = 0; }
 
