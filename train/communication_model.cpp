@@ -76,14 +76,14 @@ void add_tensor_parallel(Exchanges& to, const RunConfig& config, const ShardPlan
     const std::int64_t kte = plan.shards->deal.count(place.tp_index) * te;
     to.add("lookup", MeshAxis::tp, Collective::all_gather, 1, kte * d);
     kind_of(config.model).add_block_exchanges(to, config.model, plan, pass);
-    const std::int64_t chunk = head_chunk_rows(T, config.model.vocab);
+    const std::int64_t chunk = head_chunk_rows(config.run.device, T, config.model.vocab);
     to.add("head", MeshAxis::tp, Collective::all_gather, 3 * ((T + chunk - 1) / chunk),
            plan.shards->deal.count(place.tp_index) * (row_numbers + te * d));
     return;
   }
   to.add("lookup", MeshAxis::tp, Collective::all_reduce, 1, te * d);
   kind_of(config.model).add_block_exchanges(to, config.model, plan, pass);
-  const std::int64_t chunk = head_chunk_rows(T, plan.vocab.count(place.tp_index));
+  const std::int64_t chunk = head_chunk_rows(config.run.device, T, plan.vocab.count(place.tp_index));
   to.add("head", MeshAxis::tp, Collective::all_reduce, 2 * ((T + chunk - 1) / chunk) + 1, row_numbers + te * d);
 }
 

@@ -35,7 +35,7 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     throw ShapeError("head_cross_entropy: {} targets for {} rows", targets.elements(), rows);
   }
   if (!by_shard && shards > 1) throw ShapeError("head_cross_entropy: {} shards that are not kept apart", shards);
-  const std::int64_t step = head_chunk_rows(rows, by_shard ? head.vocab : vocab);
+  const std::int64_t step = head_chunk_rows(h.view().device, rows, by_shard ? head.vocab : vocab);
   // Logits and what is summed over them; their gradient is rounded for the products that read it.
   const DType wide = compute_dtype(h.dtype());
   Tensor logits_buffer = tape.empty(Shape{step * vocab}, wide), narrow_buffer;
@@ -117,10 +117,12 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
 
 }  // namespace
 
-std::int64_t head_chunk_rows(std::int64_t rows, std::int64_t vocab) {
-  // 128 MiB of f32, and pieces of about the same size: products of few rows are slow.
+std::int64_t head_chunk_rows(Device device, std::int64_t rows, std::int64_t vocab) {
+  // Pieces of about the same size: products of few rows are slow. Each piece reads and writes the whole gradient of the
+  // table, which a device takes about as long for as for the product of 600 rows.
+  const std::int64_t times = device == Device::cpu ? 1 : 4;
   const std::int64_t fit =
-      std::clamp<std::int64_t>((std::int64_t{1} << 25) / std::max<std::int64_t>(vocab, 1), 64, 1024);
+      std::clamp<std::int64_t>(times * (std::int64_t{1} << 25) / std::max<std::int64_t>(vocab, 1), 64, times * 1024);
   const std::int64_t pieces = std::max<std::int64_t>((rows + fit - 1) / fit, 1);
   const std::int64_t even = (rows + pieces - 1) / pieces;
   return std::clamp<std::int64_t>((even + 15) / 16 * 16, 1, std::max<std::int64_t>(rows, 1));

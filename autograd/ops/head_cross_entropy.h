@@ -19,8 +19,9 @@ struct HeadShards {
   std::int64_t vocab = 0;
 };
 
-/// Rows of logits [., V here] that exist at a time, of `rows` in all: at most 64 MiB of f32, by shape alone.
-std::int64_t head_chunk_rows(std::int64_t rows, std::int64_t vocab);
+/// Rows of logits [., V here] that exist at a time, of `rows` in all: at most 128 MiB of f32, on a device 512, by shape
+/// alone.
+std::int64_t head_chunk_rows(Device device, std::int64_t rows, std::int64_t vocab);
 
 /// loss = weight * sum_t nll(h[t] table^T, targets[t]);  h [T, d] replicated, table [V here, d] a shard of the
 /// vocabulary that starts at row `first_row`, targets [T] i32 (global ids, < 0 ignored).
