@@ -8,12 +8,15 @@
 #include <map>
 
 #include "core/errors.h"
+#include "core/log.h"
 #include "jobs/job.h"
+#include "kernels/device_libraries.h"
 #include "kernels/gemm.h"
 #include "profile_table.h"
 #include "train/device_profile.h"
 #include "train/lone_rank.h"
 #include "train/trainer.h"
+#include "train/workplace.h"
 
 using namespace tforge;
 
@@ -24,7 +27,7 @@ struct Case {
   std::vector<const char*> set;
 };
 
-/// One or two blocks each: widths from 96 to 1024, heads of 32 to 128, sequences of 128 to 1024, tables that fit into
+/// One or two blocks each: widths from 96 to 1024, heads of 32 to 128, sequences of 96 to 1024, tables that fit into
 /// the caches and others that do not, every kind of model and of attention, and a share of two tensor-parallel ranks.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
@@ -119,14 +122,32 @@ struct Measured {
   std::vector<double> seconds;  // of the step
 };
 
-void measure(const Case& from, Measured& to) {
+/// `settings` are those of all cases.
+RunConfig configured(const Case& from, const std::vector<std::string>& settings) {
   std::vector<std::string> set = {"model.layers=2"};
   for (const char* setting : from.set) set.emplace_back(setting);
-  const RunConfig config = parse_config(fmt::format("[model]\nkind = \"{}\"\n[data]\npath = \"random tokens\"\n"
-                                                    "[run]\ndir = \"none\"",
-                                                    from.kind),
-                                        "device_bench", set)
-                               .config;
+  set.insert(set.end(), settings.begin(), settings.end());
+  RunConfig config = parse_config(fmt::format("[model]\nkind = \"{}\"\n[data]\npath = \"random tokens\"\n"
+                                              "[run]\ndir = \"none\"",
+                                              from.kind),
+                                  "device_bench", set)
+                         .config;
+  // What keeps a processor at work is little for a device.
+  if (config.run.device != Device::cpu) config.train.batch *= 16;
+  return config;
+}
+
+/// Calls f(seconds so far) until it returns false; the seconds of all calls.
+template <class F>
+double seconds_of(const F& f) {
+  const auto begun = std::chrono::steady_clock::now();
+  const auto so_far = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count(); };
+  while (f(so_far())) {
+  }
+  return so_far();
+}
+
+void measure(const RunConfig& config, Measured& to) {
   const MeshPlace place{.tp = static_cast<int>(config.parallel.tp)};
   LoneRank rank(config, plan_shards(config, place.tp, nullptr), place, Execution::real);
   rank.step();
@@ -134,14 +155,22 @@ void measure(const Case& from, Measured& to) {
   rank.stream().set_profile(&profile);
   // A step after another, until there is something to measure.
   constexpr double kEnough = 0.2;
-  const auto begun = std::chrono::steady_clock::now();
-  double seconds = 0;
   int steps = 0;
-  for (; steps < 2 || seconds < kEnough; ++steps) {
+  double seconds = seconds_of([&](double so_far) {
+    if (steps >= 2 && so_far >= kEnough) return false;
     rank.step();
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-  }
+    return ++steps > 0;
+  });
   rank.stream().set_profile(nullptr);
+  // To time its kernels, a device is waited for behind each.
+  if (config.run.device != Device::cpu) {
+    int left = steps;
+    seconds = seconds_of([&](double) {
+      rank.step();
+      wait(rank.stream());
+      return --left > 0;
+    });
+  }
   std::int64_t calls = 0;
   double known = 0;
   const auto add = [&](const std::string& name, std::int64_t count, const Work& work, double taken) {
@@ -155,7 +184,7 @@ void measure(const Case& from, Measured& to) {
     calls += entry.calls;
     known += entry.seconds;
   }
-  add(kBetweenKernels, calls, {}, seconds - known);
+  add(kBetweenKernels, calls, {}, std::max(0.0, seconds - known));
   to.seconds.push_back(seconds / steps);
 }
 
@@ -164,6 +193,7 @@ void measure(const Case& from, Measured& to) {
 int main(int argc, char** argv) {
   std::int64_t threads = 2, rounds = 3;
   std::optional<std::string> path, name;
+  std::vector<std::string> set;
   bool table = false;
   const JobInfo info{
       .name = "device_bench",
@@ -173,20 +203,35 @@ int main(int argc, char** argv) {
           "costs of a call, a FLOP and a byte that fit. Takes a minute; nothing else should run.",
       .options = {{"threads", "N", &threads, "OpenMP threads, those of a rank of the runs to be planned"},
                   {"rounds", "N", &rounds, "rounds over all models, of which the median counts"},
+                  {"set", "KEY=VALUE", &set, "run.device, train.dtype or train.tf32, as for tf_train; may be repeated"},
                   {"name", "TEXT", &name, "of the device; left out: of the processor"},
                   {"write-profile", "FILE", &path, "where the profile (TOML) goes; left out: standard output"},
                   {"table", "", &table, "also prints each model's step as it was measured and as the fit has it"}},
-      .examples = {"device_bench --threads 2 --write-profile cpu.toml"}};
+      .examples = {"device_bench --threads 2 --write-profile cpu.toml",
+                   "device_bench --set run.device=cuda --set train.dtype=bf16 --write-profile gpu.toml"}};
   return run_job(argc, argv, info, [&] {
     if (threads < 1 || rounds < 1) throw UsageError("--threads {} --rounds {}: want 1 or more", threads, rounds);
     kernels::start_cpu_runtime(static_cast<int>(threads));
-    std::vector<Measured> measured(cases().size());
+    std::vector<RunConfig> configs;
+    for (const Case& c : cases()) {
+      // Some kinds of model have not every dtype.
+      try {
+        configs.push_back(configured(c, set));
+      } catch (const ConfigError& error) {
+        if (configs.empty()) throw;
+        log::warning("left out: {}", error.what());
+      }
+    }
+    const RunConfig& common = configs.front();
+    const auto world = create_self();
+    std::vector<Measured> measured(configs.size());
     std::vector<double> flops, bytes;
+    std::string device;
     for (std::int64_t round = 0; round < rounds; ++round) {
-      for (std::size_t i = 0; i < cases().size(); ++i) measure(cases()[i], measured[i]);
-      Allocator allocator;
-      Stream stream;
-      const bench::Ceilings ceilings = bench::measure_ceilings(stream, allocator);
+      for (std::size_t i = 0; i < configs.size(); ++i) measure(configs[i], measured[i]);
+      Workplace place(*world, common);
+      device = place.libraries().bits_depend_on();
+      const bench::Ceilings ceilings = bench::measure_ceilings(place.stream(), place.memory(), common.train.dtype);
       flops.push_back(ceilings.flops_per_second);
       bytes.push_back(ceilings.bytes_per_second);
     }
@@ -197,9 +242,12 @@ int main(int argc, char** argv) {
       }
     }
     DeviceProfile profile;
-    profile.name = name.value_or(processor());
+    profile.name = name.value_or(common.run.device == Device::cpu ? processor() : device);
     profile.date = today();
+    profile.device = common.run.device;
     profile.threads = threads;
+    profile.dtype = common.train.dtype;
+    profile.f32_products = common.train.f32_products;
     profile.flops_per_second = median(flops);
     profile.bytes_per_second = median(bytes);
     for (const auto& [kernel, of_kernel] : samples) profile.kernels[kernel] = fit(of_kernel);
@@ -209,8 +257,8 @@ int main(int argc, char** argv) {
         for (const auto& [kernel, r] : measured[i].kernels)
           predicted += profile.kernels[kernel].seconds(r.calls, r.work);
         const double seconds = median(measured[i].seconds);
-        std::fprintf(stderr, "%2zu %-12s %8.2f ms, fit %8.2f (%+.1f %%)\n", i, cases()[i].kind, seconds * 1e3,
-                     predicted * 1e3, 100 * (predicted / seconds - 1));
+        std::fprintf(stderr, "%2zu %-12s %8.2f ms, fit %8.2f (%+.1f %%)\n", i, configs[i].model.kind.c_str(),
+                     seconds * 1e3, predicted * 1e3, 100 * (predicted / seconds - 1));
       }
     }
     const std::string text = to_toml(profile);

@@ -89,14 +89,25 @@ DeviceProfile parse_device_profile(std::string_view text, const std::string& sou
   const TomlTable file(document, source, {"device", "link", "kernels"});
   const toml::table* section = file.table("device");
   if (section == nullptr) throw ConfigError("{}: there is no [device]", source);
-  const TomlTable device(*section, source + ": [device]", {"name", "date", "threads", "dtype", "gflops", "gbytes"});
+  const TomlTable device(*section, source + ": [device]",
+                         {"name", "date", "device", "threads", "dtype", "gflops", "gbytes"});
   DeviceProfile profile;
   profile.name = device.need(device.text("name"), "name");
   profile.date = device.need(device.text("date"), "date");
   profile.threads = device.integer("threads").value_or(1);
   if (profile.threads < 1) throw ConfigError("{}: [device]: threads = {}: want 1 or more", source, profile.threads);
+  const std::string kind = device.text("device").value_or("cpu");
+  if (kind != name_of(Device::cpu) && kind != name_of(Device::cuda)) {
+    throw ConfigError("{}: [device]: device = \"{}\": there are cpu and cuda", source, kind);
+  }
+  profile.device = kind == name_of(Device::cpu) ? Device::cpu : Device::cuda;
+  std::string dtype = device.text("dtype").value_or("f32");
+  if (dtype == "tf32") {
+    profile.f32_products = F32Products::tf32;
+    dtype = "f32";
+  }
   try {
-    profile.dtype = dtype_from_name(device.text("dtype").value_or("f32"));
+    profile.dtype = dtype_from_name(dtype);
   } catch (const Error& error) {
     throw ConfigError("{}: [device]: dtype: {}", source, error.what());
   }
@@ -126,8 +137,9 @@ DeviceProfile load_device_profile(const std::string& path) { return parse_device
 
 std::string to_toml(const DeviceProfile& profile) {
   std::string text = "# What tf_plan --device predicts with; docs/planning.md.\n[device]\n";
-  text += fmt::format("name = {}\ndate = {}\nthreads = {}\ndtype = {}\n", quoted(profile.name), quoted(profile.date),
-                      profile.threads, quoted(std::string(name_of(profile.dtype))));
+  text += fmt::format("name = {}\ndate = {}\ndevice = {}\nthreads = {}\ndtype = {}\n", quoted(profile.name),
+                      quoted(profile.date), quoted(std::string(name_of(profile.device))), profile.threads,
+                      quoted(profile.precision()));
   text += fmt::format("gflops = {:.1f}  # of a large product\ngbytes = {:.2f}  # of a sum of large vectors\n",
                       profile.flops_per_second / 1e9, profile.bytes_per_second / 1e9);
   if (profile.link) {

@@ -29,7 +29,9 @@ struct DeviceProfile {
   std::string name;
   std::string date;
   std::int64_t threads = 1;  // of a rank
+  Device device = Device::cpu;
   DType dtype = DType::f32;
+  F32Products f32_products = F32Products::exact;
   double flops_per_second = 0;                // of a large product
   double bytes_per_second = 0;                // of a sum of large vectors
   std::map<std::string, KernelCost> kernels;  // by the name under which they report; and kBetweenKernels
@@ -38,6 +40,8 @@ struct DeviceProfile {
   /// Seconds of `kernel.calls` calls that did `kernel.work`. A kernel that is not in the profile works at the rate of
   /// the large product or at that of memory, whichever takes longer.
   double seconds(const Profile::Entry& kernel) const;
+  /// dtype, or "tf32".
+  std::string precision() const { return f32_products == F32Products::tf32 ? "tf32" : std::string(name_of(dtype)); }
   bool knows(std::string_view kernel) const { return kernels.contains(std::string(kernel)); }
 };
 
@@ -57,7 +61,8 @@ struct KernelSample {
 KernelCost fit(std::span<const KernelSample> samples);
 
 /// TOML:
-///   [device]   name, date (texts), threads, dtype ("f32"), gflops, gbytes (a second, of a large product and sum)
+///   [device]   name, date (texts), device ("cpu"), threads (1), dtype ("f32"; "tf32" is f32 with such products),
+///              gflops, gbytes (a second, of a large product and sum)
 ///   [link]     may be absent: gbytes (a second and direction), latency_us
 ///   [kernels]  may be absent: NAME = { gflops, gbytes, call_us }, rates a second and microseconds a call; what is left
 ///              out costs nothing

@@ -8,7 +8,8 @@ namespace tforge {
 
 LoneRank::LoneRank(const RunConfig& config, const ShardPlan& plan, const MeshPlace& place, Execution execution)
     : config_(config),
-      stream_(config.run.device, execution),
+      queue_(execution == Execution::real ? std::make_unique<DeviceQueue>(config.run.device) : nullptr),
+      stream_(queue_ ? queue_->stream() : Stream(config.run.device, execution)),
       allocator_(stream_),
       libraries_(std::make_unique<kernels::DeviceLibraries>(stream_, allocator_, config.train.f32_products,
                                                             config.run.products)),

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/allocator.h"
+#include "core/device_queue.h"
 #include "core/profile.h"
 #include "model/language_model.h"
 #include "parallel/mesh.h"
@@ -42,6 +43,7 @@ class LoneRank {
 
  private:
   RunConfig config_;
+  std::unique_ptr<DeviceQueue> queue_;  // where something is computed
   Stream stream_;
   Allocator allocator_;
   std::unique_ptr<kernels::DeviceLibraries> libraries_;

@@ -29,7 +29,13 @@ RankMemory memory_of(const RunConfig& config, const MeshSize& mesh, int tp_rank,
                      std::int64_t replicated, const MemoryReport& peak) {
   const auto of = [&](Purpose p) { return static_cast<double>(peak.peak[static_cast<std::size_t>(p)]); };
   const auto size = static_cast<double>(size_of(compute_dtype(config.train.dtype)));
-  RankMemory memory{of(Purpose::weights), of(Purpose::gradients), of(Purpose::moments), 0, 0};
+  RankMemory memory;
+  memory.weights = of(Purpose::weights);
+  memory.gradients = of(Purpose::gradients);
+  memory.moments = of(Purpose::moments);
+  memory.activations = of(Purpose::activations);
+  memory.workspace = of(Purpose::workspace);
+  memory.communication = of(Purpose::communication);
   memory.step = static_cast<double>(peak.total_peak) - memory.total();
   // What a rank writes is copied first: rank 0 of dp writes the weights, and what is replicated is tp rank 0's. The
   // copies of a device are in the memory of its host.
@@ -61,6 +67,8 @@ std::string memory_text(const std::vector<RankMemory>& ranks) {
     const RankMemory& m = ranks[r];
     text += fmt::format("  {}: {:.1f} + {:.1f} + {:.1f} + {:.1f} + {:.1f} = {:.1f}\n", r, mib(m.weights),
                         mib(m.gradients), mib(m.moments), mib(m.step), mib(m.saving), mib(m.total()));
+    text += fmt::format("     each at its own peak: activations {:.1f}, workspace {:.1f}, communication {:.1f}\n",
+                        mib(m.activations), mib(m.workspace), mib(m.communication));
   }
   return text;
 }
@@ -219,9 +227,14 @@ StepPlan plan_step(const RunConfig& config, const ShardPlan& shards, const MeshS
 
 StepTime predict(const RunConfig& config, const StepPlan& plan, const DeviceProfile& device,
                  const std::optional<Link>& link) {
-  if (config.train.dtype != device.dtype) {
-    throw ConfigError("train.dtype = \"{}\", and the profile of {} is of \"{}\"", name_of(config.train.dtype),
-                      device.name, name_of(device.dtype));
+  if (config.run.device != device.device) {
+    throw ConfigError("run.device = \"{}\", and the profile of {} is of a \"{}\"", name_of(config.run.device),
+                      device.name, name_of(device.device));
+  }
+  if (config.train.dtype != device.dtype || config.train.f32_products != device.f32_products) {
+    throw ConfigError("train.dtype = \"{}\" with train.tf32 = {}, and the profile of {} is of \"{}\"",
+                      name_of(config.train.dtype), config.train.f32_products == F32Products::tf32, device.name,
+                      device.precision());
   }
   if (config.run.threads > 0 && config.run.threads != device.threads) {
     throw ConfigError("run.threads = {}, and the profile of {} is of {}", config.run.threads, device.name,

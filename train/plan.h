@@ -18,7 +18,9 @@ namespace tforge {
 /// Bytes of one rank at its peak.
 struct RankMemory {
   double weights = 0, gradients = 0, moments = 0;
-  double step = 0;    // activations, workspace and communication buffers where the sum of all is largest
+  double step = 0;  // activations, workspace and communication buffers where the sum of all is largest
+  // Of which, each at its own peak:
+  double activations = 0, workspace = 0, communication = 0;
   double saving = 0;  // the copy from which a checkpoint is written beside the training
   double total() const { return weights + gradients + moments + step + saving; }
 };

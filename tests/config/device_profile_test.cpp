@@ -64,7 +64,8 @@ TEST(DeviceProfile, IsWhatItsTextSays) {
   EXPECT_EQ(after.name, before.name);
   EXPECT_EQ(after.date, before.date);
   EXPECT_EQ(after.threads, 2);
-  EXPECT_EQ(after.dtype, DType::f32);
+  EXPECT_EQ(after.device, Device::cpu);
+  EXPECT_EQ(after.precision(), "f32");
   EXPECT_DOUBLE_EQ(after.flops_per_second, before.flops_per_second);
   EXPECT_DOUBLE_EQ(after.bytes_per_second, before.bytes_per_second);
   ASSERT_TRUE(after.link);
@@ -75,6 +76,21 @@ TEST(DeviceProfile, IsWhatItsTextSays) {
   EXPECT_EQ(after.kernels.at("gemm").byte, 0);
   EXPECT_NEAR(after.kernels.at("gemm").call, 1e-6, 1e-15);
   EXPECT_NEAR(after.kernels.at("adamw_update").byte, 2e-10, 1e-19);
+}
+
+TEST(DeviceProfile, SaysOfWhatItIs) {
+  DeviceProfile before = machine();
+  before.device = Device::cuda;
+  before.f32_products = F32Products::tf32;
+  DeviceProfile after = parse_device_profile(to_toml(before), "machine.toml");
+  EXPECT_EQ(after.device, Device::cuda);
+  EXPECT_EQ(after.precision(), "tf32");
+  EXPECT_EQ(after.dtype, DType::f32);
+  before.f32_products = F32Products::exact;
+  before.dtype = DType::bf16;
+  after = parse_device_profile(to_toml(before), "machine.toml");
+  EXPECT_EQ(after.precision(), "bf16");
+  EXPECT_EQ(after.f32_products, F32Products::exact);
 }
 
 TEST(DeviceProfile, SaysWhereItIsWrong) {
@@ -89,6 +105,7 @@ TEST(DeviceProfile, SaysWhereItIsWrong) {
   refused("[device]\nname = \"x\"\ndate = \"d\"\ngbytes = 1\n", "p.toml: [device]: gflops is missing");
   refused(device + "threads = 0\n", "p.toml: [device]: threads = 0: want 1 or more");
   refused(device + "threads = 1.5\n", "p.toml: [device]: threads: want an integer");
+  refused(device + "device = \"gpu\"\n", "p.toml: [device]: device = \"gpu\": there are cpu and cuda");
   refused(device + "dtype = \"f16\"\n", "p.toml: [device]: dtype: 'f16' is no element type");
   refused(device + "[kernels]\ngemm = 3\n", "p.toml: kernels.gemm: want a table");
   refused(device + "[kernels]\ngemm = {}\n", "p.toml: kernels.gemm: want at least one of");
@@ -130,6 +147,14 @@ TEST(Plan, RefusesWhatAProfileIsNotOf) {
   config = {};
   config.train.dtype = DType::f64;
   expect_error<ConfigError>([&] { predict(config, by_hand(), device, device.link); }, "train.dtype = \"f64\"");
+  config = {};
+  config.train.f32_products = F32Products::tf32;
+  expect_error<ConfigError>([&] { predict(config, by_hand(), device, device.link); },
+                            "train.dtype = \"f32\" with train.tf32 = true, and the profile");
+  config = {};
+  config.run.device = Device::cuda;
+  expect_error<ConfigError>([&] { predict(config, by_hand(), device, device.link); },
+                            "run.device = \"cuda\", and the profile of a \"machine\" is of a \"cpu\"");
 }
 
 const Profile::Entry& kernel_of(const StepPlan& plan, std::string_view name) {
