@@ -14,6 +14,7 @@
 #include "core/errors.h"
 #include "parallel/device_world.h"
 #include "support/mpi_world.h"
+#include "support/nccl.h"
 
 namespace tforge {
 namespace {
@@ -21,29 +22,27 @@ namespace {
 /// Where the tensors of a test lie, and who moves them.
 struct OnHost {
   static constexpr const char* kName = "Host";
-  static constexpr Device kDevice = Device::cpu;
+  const std::string skipped;
   Communicator& world = test_world();
   Stream stream;
   Allocator memory;
 };
 
-/// Without a device an empty place, whose tests are skipped.
-template <std::unique_ptr<Communicator> (*create)(Communicator&, const Stream&)>
+/// Where `why_not` has a reason, an empty place, whose tests are skipped.
+template <std::unique_ptr<Communicator> (*create)(Communicator&, const Stream&), std::string (*why_not)(int ranks)>
 struct OnCuda {
-  static constexpr Device kDevice = Device::cuda;
-  DeviceQueue queue{devices_of(Device::cuda).count == 0 ? Device::cpu : Device::cuda,
+  const std::string skipped = why_not(test_world().size());
+  DeviceQueue queue{skipped.empty() ? Device::cuda : Device::cpu,
                     test_world().rank() % std::max(devices_of(Device::cuda).count, 1)};
-  std::unique_ptr<Communicator> its_world =
-      queue.stream().device() == Device::cpu ? create_self() : create(test_world(), queue.stream());
+  std::unique_ptr<Communicator> its_world = skipped.empty() ? create(test_world(), queue.stream()) : create_self();
   Communicator& world = *its_world;
   Stream& stream = queue.stream();
   Allocator memory{stream};
 };
-/// NCCL wants a device for each rank.
-struct CudaNccl : OnCuda<create_nccl> {
+struct CudaNccl : OnCuda<create_nccl, test::why_no_nccl> {
   static constexpr const char* kName = "CudaNccl";
 };
-struct CudaStaged : OnCuda<create_staged> {
+struct CudaStaged : OnCuda<create_staged, test::why_no_device> {
   static constexpr const char* kName = "CudaStaged";
 };
 
@@ -64,9 +63,7 @@ class CommunicatorTest : public testing::Test {
  protected:
   using V = typename K::Value;
   void SetUp() override {
-    const Devices found = devices_of(K::Place::kDevice);
-    if (std::is_same_v<typename K::Place, CudaNccl> && found.count < size_) GTEST_SKIP() << "a device for each rank";
-    if (found.count == 0) GTEST_SKIP() << "no CUDA device: " << found.why_none;
+    if (!place_.skipped.empty()) GTEST_SKIP() << place_.skipped;
   }
   Tensor tensor(const std::vector<V>& values) {
     return Tensor::of<V>(allocator_, Shape{static_cast<std::int64_t>(values.size())}, values, Purpose::communication);
@@ -107,7 +104,7 @@ TYPED_TEST(CommunicatorTest, AllReduceSumsAndTakesTheLargest) {
   Tensor x = this->tensor({r + 1, -r, T(0.5)});
   this->world_.all_reduce(this->stream_, x.view(), ReduceOp::sum);
   EXPECT_EQ(this->values(x), (std::vector<T>{p * (p + 1) / 2, -p * (p - 1) / 2, p / 2}));
-  Tensor y = this->tensor({r, -r, r == 1 ? T(7) : T(-7)});
+  Tensor y = this->tensor({r, -r, r == p - 1 ? T(7) : T(-7)});
   this->world_.all_reduce(this->stream_, y.view(), ReduceOp::max);
   EXPECT_EQ(this->values(y), (std::vector<T>{p - 1, 0, 7}));
 }

@@ -42,6 +42,23 @@ inline void expect_traffic_of_formula(TinyRun& run, const RunConfig& config, con
   }
 }
 
+/// A step, whose kernels are in `profile`, took the memory and did the work of a rehearsal: exactly.
+inline void expect_as_rehearsed(const Rehearsal& rehearsal, const MemoryReport& memory, const Profile& profile,
+                                const std::string& what) {
+  EXPECT_EQ(rehearsal.memory.total_peak, memory.total_peak) << what;
+  EXPECT_EQ(rehearsal.memory.reserved, memory.reserved) << what;
+  EXPECT_EQ(rehearsal.memory.peak, memory.peak) << what;
+  ASSERT_EQ(rehearsal.kernels.size(), profile.entries().size()) << what;
+  for (std::size_t i = 0; i < profile.entries().size(); ++i) {
+    const Profile::Entry &planned = rehearsal.kernels[i], &done = profile.entries()[i];
+    EXPECT_EQ(planned.name, done.name) << what;
+    EXPECT_EQ(planned.calls, done.calls) << what << " " << done.name;
+    EXPECT_EQ(planned.work.flops, done.work.flops) << what << " " << done.name;
+    EXPECT_EQ(planned.work.bytes, done.work.bytes) << what << " " << done.name;
+    EXPECT_EQ(planned.seconds, 0) << what;
+  }
+}
+
 /// A new run of `config` on `layout` takes the memory, does the work and sends the bytes of a rehearsal: exactly.
 inline void expect_rehearsed(const Lab& lab, const RunConfig& config, std::pair<int, int> layout,
                              const std::string& about) {
@@ -58,19 +75,7 @@ inline void expect_rehearsed(const Lab& lab, const RunConfig& config, std::pair<
   train(run.trainer, 1);
   run.stream.set_profile(nullptr);
 
-  const MemoryReport& memory = run.allocator.report();
-  EXPECT_EQ(rehearsal.memory.total_peak, memory.total_peak) << what;
-  EXPECT_EQ(rehearsal.memory.reserved, memory.reserved) << what;
-  EXPECT_EQ(rehearsal.memory.peak, memory.peak) << what;
-  ASSERT_EQ(rehearsal.kernels.size(), profile.entries().size()) << what;
-  for (std::size_t i = 0; i < profile.entries().size(); ++i) {
-    const Profile::Entry &planned = rehearsal.kernels[i], &done = profile.entries()[i];
-    EXPECT_EQ(planned.name, done.name) << what;
-    EXPECT_EQ(planned.calls, done.calls) << what << " " << done.name;
-    EXPECT_EQ(planned.work.flops, done.work.flops) << what << " " << done.name;
-    EXPECT_EQ(planned.work.bytes, done.work.bytes) << what << " " << done.name;
-    EXPECT_EQ(planned.seconds, 0) << what;
-  }
+  expect_as_rehearsed(rehearsal, run.allocator.report(), profile, what);
   EXPECT_EQ(rehearsal.dp.calls, run.mesh.dp_comm->traffic().calls - dp.calls) << what;
   EXPECT_EQ(rehearsal.dp.bytes, run.mesh.dp_comm->traffic().bytes - dp.bytes) << what;
   EXPECT_EQ(rehearsal.tp.calls, run.mesh.tp_comm->traffic().calls - tp.calls) << what;
