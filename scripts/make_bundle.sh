@@ -44,7 +44,12 @@ for test in "$build"/tests/*_test "$build"/tests/launch/heartbeat_test; do
   [[ $test != *_emulated_test ]] || continue  # for machines that build
   strip -o "$root/libexec/tests/${test##*/}" "$test"
 done
-strip -o "$root/libexec/step_bench" "$build/bench/step_bench"
+for bench in step_bench device_bench; do strip -o "$root/libexec/$bench" "$build/bench/$bench"; done
+over_mpi=$build/tests/support/nccl_shim/cuda/libnccl.so.2
+if [[ -f $over_mpi ]]; then
+  mkdir "$root/lib/nccl_over_mpi"
+  strip -o "$root/lib/nccl_over_mpi/${over_mpi##*/}" "$over_mpi"
+fi
 # What the tests read lies where it does in the sources.
 git ls-files tests/golden tests/compat configs README.md bench/compare_device.py bench/compare_step.py bench/pytorch_peer.py bench/pytorch_attention.py | tar cf - -T - | tar xf - -C "$root/share/tokenforge"
 bible -f gen1:1-rev22:21 >"$root/share/tokenforge/data/bible.txt" || die "no bible (Debian: apt-get install bible-kjv)"
@@ -97,7 +102,7 @@ for program in "${loaded[@]}"; do
     *) patchelf --remove-rpath "$program" ;;
   esac
 done
-for library in "$root"/lib/*.so*; do patchelf --remove-rpath "$library"; done
+for library in "$root"/lib/*.so* "$root"/lib/nccl_over_mpi/*; do patchelf --remove-rpath "$library"; done
 
 say "archive"
 newest=$(find "$root" -type f \( -path '*/libexec/*' -o -name '*.so*' \) ! -name start -print0 | xargs -0 readelf --version-info 2>/dev/null |

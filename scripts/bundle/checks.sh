@@ -2,6 +2,7 @@
 # What the checks of a bundle share; sourced with `root` set, never run.
 . "${root:?}/env.sh"
 export TFORGE_SOURCE_FILES=$root/share/tokenforge
+export GTEST_COLOR=no  # under mpirun there seems to be a terminal
 # One machine may have fewer cores than ranks, this may run as root, and nothing leaves the machine.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo
@@ -11,14 +12,17 @@ trap 'rm -rf "$work"' EXIT
 table=()
 failed=0
 
-# check NAME COMMAND...: runs it; its last lines are shown when it fails. `skipped` is then the number of skipped tests.
+# check NAME COMMAND...: runs it, for $most_seconds at most; its last lines are shown when it fails. `passed` and `skipped`
+# are then the numbers of tests.
 check() {
-  local name=$1 started=$SECONDS passed result=ok
+  local name=$1 started=$SECONDS result=ok
   shift
-  if ! "$@" >"$work/log" 2>&1; then
-    result=FAILED failed=1
-    tail -n 20 "$work/log"
-  fi
+  timeout -k 5 "${most_seconds:?}" "$@" >"$work/log" 2>&1
+  case $? in
+    0) ;;
+    124 | 137) result=TIMEOUT failed=1 && tail -n 20 "$work/log" ;;
+    *) result=FAILED failed=1 && tail -n 20 "$work/log" ;;
+  esac
   passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?.*/\1/p' "$work/log" | head -1)
   skipped=$(sed -nE 's/^\[  SKIPPED \] ([0-9]+) tests?.*/\1/p' "$work/log" | head -1)
   table+=("$(printf '%-28s %-7s %7s %8s %6s' "$name" "$result" "${passed:--}" "${skipped:-${passed:+0}}" $((SECONDS - started)))")

@@ -4,6 +4,7 @@
 # line of it failed.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+most_seconds=900
 . "$root/checks.sh"
 
 for test in "$root"/libexec/tests/*; do
