@@ -13,7 +13,8 @@ namespace kernels {
 class DeviceLibraries;
 }
 
-/// Of a run on devices; on the CPU it does nothing. The library of the collectives (NCCL) counts as one of the device's.
+/// Of a run on devices; on the CPU it does nothing. The library of the collectives (NCCL) counts as one of the
+/// device's.
 class AlgorithmRecord {
  public:
   /// Has `libraries`, which outlive it, use what run.dir keeps. Where it was kept for another device or library, and
