@@ -231,10 +231,13 @@ StepTime predict(const RunConfig& config, const StepPlan& plan, const DeviceProf
     throw ConfigError("run.device = \"{}\", and the profile of {} is of a \"{}\"", name_of(config.run.device),
                       device.name, name_of(device.device));
   }
-  if (config.train.dtype != device.dtype || config.train.f32_products != device.f32_products) {
-    throw ConfigError("train.dtype = \"{}\" with train.tf32 = {}, and the profile of {} is of \"{}\"",
-                      name_of(config.train.dtype), config.train.f32_products == F32Products::tf32, device.name,
-                      device.precision());
+  if (config.train.dtype != device.dtype) {
+    throw ConfigError("train.dtype = \"{}\", and the profile of {} is of \"{}\"", name_of(config.train.dtype),
+                      device.name, device.precision());
+  }
+  if (config.train.f32_products != device.f32_products) {
+    throw ConfigError("train.tf32 = {}, and the profile of {} is of \"{}\"",
+                      config.train.f32_products == F32Products::tf32, device.name, device.precision());
   }
   if (config.run.threads > 0 && config.run.threads != device.threads) {
     throw ConfigError("run.threads = {}, and the profile of {} is of {}", config.run.threads, device.name,

@@ -47,7 +47,8 @@ on_several_ranks() {
 }
 
 there_and_back() {
-  local train=("$root/bin/tf_train" --config "$root/share/tokenforge/configs/demo.toml" "${sizes[@]}")
+  local train=("$root/bin/tf_train" --config "$root/share/tokenforge/configs/demo.toml" "${sizes[@]}" --set train.batch=4
+    --set model.max_seq=64 --set train.schedule=constant)
   prepare
   check "train on the processor" "${train[@]}" --set run.dir=run --set train.steps=20
   cp -r run alone

@@ -150,7 +150,7 @@ TEST(Plan, RefusesWhatAProfileIsNotOf) {
   config = {};
   config.train.f32_products = F32Products::tf32;
   expect_error<ConfigError>([&] { predict(config, by_hand(), device, device.link); },
-                            "train.dtype = \"f32\" with train.tf32 = true, and the profile");
+                            "train.tf32 = true, and the profile of a \"machine\" is of \"f32\"");
   config = {};
   config.run.device = Device::cuda;
   expect_error<ConfigError>([&] { predict(config, by_hand(), device, device.link); },
