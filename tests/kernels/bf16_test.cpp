@@ -420,7 +420,7 @@ TEST(Bf16, CudaNormalizesRows) {
         expect_rounded(y, want_y, 1);
         // Nothing else is rounded to bf16: the sums are of `columns` numbers in f32.
         test::expect_near(du, want_du, 0x1p-21 * want_du.largest());
-        test::expect_near(dweight, want_dweight, columns * 0x1p-21 * want_dweight.largest());
+        test::expect_near(dweight, want_dweight, static_cast<double>(columns) * 0x1p-21 * want_dweight.largest());
       }
     }
   });
