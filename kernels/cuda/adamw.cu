@@ -44,25 +44,32 @@ __global__ void __launch_bounds__(kThreads) update(AdamWNumbers<T> n, Operands<T
 }
 
 /// Rows whose gradient is 0 stay as they are. A block has one row.
-template <class T>
+template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads) update_busy_rows(AdamWNumbers<T> n, Operands<T> x, std::int64_t columns) {
   const std::int64_t begin = blockIdx.x * columns;
   int busy = 0;
-  for (std::int64_t c = threadIdx.x; c < columns; c += kThreads) busy |= x.gradient[begin + c] != T(0) ? 1 : 0;
+  over_row<T, kCount, kThreads>(columns, [&](std::int64_t c) {
+    const auto g = load<kCount>(x.gradient + begin + c);
+    for (int k = 0; k < kCount; ++k) busy |= g.element[k] != T(0) ? 1 : 0;
+  });
   if (over_block<Largest, kThreads>(busy) == 0) return;
-  for (std::int64_t c = threadIdx.x; c < columns; c += kThreads) update_pack<1>(n, x, begin + c);
+  over_row<T, kCount, kThreads>(columns, [&](std::int64_t c) { update_pack<kCount>(n, x, begin + c); });
 }
 
 /// Block b adds the elements [b * piece, (b + 1) * piece) of x, row by row.
-template <class T>
+template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads) add_pieces(Rows<const T> x, std::int64_t piece, double* partial_sums) {
   const std::int64_t begin = blockIdx.x * piece, end = min(x.elements(), begin + piece);
   const bool one_run = x.contiguous();
   double sum = 0;
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    const auto value = static_cast<double>(one_run ? x.data[i] : x.row(i / x.columns)[i % x.columns]);
-    sum += value * value;
-  }
+  over_row<T, kCount, kThreads>(end - begin, [&](std::int64_t c) {
+    const std::int64_t i = begin + c;
+    const auto a = load<kCount>(one_run ? x.data + i : x.row(i / x.columns) + i % x.columns);
+    for (int k = 0; k < kCount; ++k) {
+      const auto value = static_cast<double>(a.element[k]);
+      sum += value * value;
+    }
+  });
   sum = over_block<Sum, kThreads>(sum);
   if (threadIdx.x == 0) partial_sums[blockIdx.x] = sum;
 }
@@ -84,15 +91,16 @@ void adamw_update(const Stream& stream, const AdamWNumbers<T>& numbers, T* param
   const std::int64_t count = rows * columns;
   if (count == 0) return;
   const Operands<T> x{parameter, gradient, m, v};
-  if (skips_idle_rows) {
-    launch(stream, static_cast<unsigned>(rows), kThreads, 0, update_busy_rows<T>, numbers, x, columns);
-    return;
-  }
-  const auto one_row = [count](auto* data) {
-    return Rows<std::remove_pointer_t<decltype(data)>>(data, count, 1, count);
+  const auto whole = [&](std::int64_t of_rows, std::int64_t of_columns) {
+    const auto fits = [&](auto* data) {
+      return packs<kCount>(Rows<std::remove_pointer_t<decltype(data)>>(data, of_columns, of_rows, of_columns));
+    };
+    return fits(parameter) && fits(gradient) && fits(m) && fits(v);
   };
-  if (packs<kCount>(one_row(parameter)) && packs<kCount>(one_row(gradient)) && packs<kCount>(one_row(m)) &&
-      packs<kCount>(one_row(v))) {
+  if (skips_idle_rows) {
+    launch(stream, static_cast<unsigned>(rows), kThreads, 0,
+           whole(rows, columns) ? update_busy_rows<kCount, T> : update_busy_rows<1, T>, numbers, x, columns);
+  } else if (whole(1, count)) {
     launch(stream, blocks_for(count, kThreads * kCount), kThreads, 0, update<kCount, T>, numbers, x, count);
   } else {
     launch(stream, blocks_for(count, kThreads), kThreads, 0, update<1, T>, numbers, x, count);
@@ -102,10 +110,17 @@ void adamw_update(const Stream& stream, const AdamWNumbers<T>& numbers, T* param
 template <class T>
 void sum_of_squares(const Stream& stream, Rows<const T> x, double* sum, double* partial_sums) {
   constexpr std::int64_t kLeast = 16384;  // elements of a piece
+  constexpr int kCount = kWhole<T>;
   const std::int64_t count = x.elements();
-  const std::int64_t piece = std::max(kLeast, (count + kMostPartialSums - 1) / kMostPartialSums);
+  if (x.contiguous()) x = {x.data, count, 1, count};
+  // Whole packs in every piece, whether x is read in packs or not, so that it does not show.
+  const std::int64_t even = (count + kMostPartialSums - 1) / kMostPartialSums;
+  const std::int64_t piece = std::max(kLeast, (even + kCount - 1) / kCount * kCount);
   const unsigned pieces = blocks_for(count, piece);
-  if (pieces > 0) launch(stream, pieces, kThreads, 0, add_pieces<T>, x, piece, partial_sums);
+  if (pieces > 0) {
+    launch(stream, pieces, kThreads, 0, packs<kCount>(x) ? add_pieces<kCount, T> : add_pieces<1, T>, x, piece,
+           partial_sums);
+  }
   launch(stream, 1, kThreads, 0, add_partial_sums, partial_sums, pieces, sum);
 }
 

@@ -2,6 +2,7 @@
 // How every kernel of ours is started, and the sums and loads that they share.
 #include <cuda_runtime.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -51,17 +52,27 @@ inline unsigned blocks_for(std::int64_t count, std::int64_t per_block, std::int6
   return static_cast<unsigned>(blocks < most ? blocks : most);
 }
 
-/// What is computed with, of a stored number, and back. The bits of core/bf16.h.
+/// Two numbers as bf16, each rounded to nearest, ties to even; `first` in the lower half. A NaN becomes 0x7fff.
+__device__ inline unsigned pair_of(float first, float second) {
+#ifdef TFORGE_CUDA_EMULATOR
+  const auto rounded = [](float x) { return x == x ? unsigned{bf16(x).bits} : 0x7fffU; };
+  return rounded(first) | rounded(second) << 16;
+#else
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#endif
+}
+
+/// What is computed with, of a stored number, and back. The bits of core/bf16.h, but for those of a NaN.
 __device__ inline float computed(float x) { return x; }
 __device__ inline double computed(double x) { return x; }
 __device__ inline float computed(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 template <class T>
 __device__ T stored(Compute<T> x) {
   if constexpr (std::is_same_v<T, bf16>) {
-    const unsigned u = __float_as_uint(x);
     T y;
-    y.bits = static_cast<std::uint16_t>((u & 0x7fffffffU) > 0x7f800000U ? (u >> 16) | 0x40U
-                                                                        : (u + 0x7fffU + ((u >> 16) & 1U)) >> 16);
+    y.bits = static_cast<std::uint16_t>(pair_of(x, 0));
     return y;
   } else {
     return x;
@@ -85,14 +96,37 @@ __device__ Pack<Compute<T>, kCount> load(T* from) {
     return wide;
   }
 }
+/// Stores a pack as it is, in global memory. By the names of the instructions: a structure whose elements were computed
+/// one by one the compiler would store one by one.
+template <class T, int kCount>
+__device__ void store_whole(T* to, const Pack<T, kCount>& pack) {
+#ifdef TFORGE_CUDA_EMULATOR
+  *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+#else
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    const auto x = std::bit_cast<uint4>(pack);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y),
+                 "r"(x.z), "r"(x.w)
+                 : "memory");
+  } else if constexpr (sizeof(pack) == sizeof(uint2)) {
+    const auto x = std::bit_cast<uint2>(pack);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y) : "memory");
+  } else {
+    *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+  }
+#endif
+}
 template <int kCount, class T>
 __device__ void store(T* to, const Pack<Compute<T>, kCount>& pack) {
   if constexpr (std::is_same_v<T, Compute<T>>) {
-    *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+    store_whole(to, pack);
+  } else if constexpr (kCount % 2 == 0) {
+    Pack<unsigned, kCount / 2> pairs;
+    for (int k = 0; k < kCount; k += 2) pairs.element[k / 2] = pair_of(pack.element[k], pack.element[k + 1]);
+    store_whole(to, std::bit_cast<Pack<T, kCount>>(pairs));
   } else {
-    Pack<T, kCount> narrow;
-    for (int k = 0; k < kCount; ++k) narrow.element[k] = stored<T>(pack.element[k]);
-    *reinterpret_cast<Pack<T, kCount>*>(to) = narrow;
+    static_assert(kCount == 1);
+    *to = stored<T>(pack.element[0]);
   }
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 // The tensor cores' product of bf16 matrices by one warp, how its operands are loaded, and copies into shared memory
 // that the threads do not wait for. sm_80 and later; after the PTX ISA, "Matrix multiply-accumulate operation using mma
-// instruction" (m16n8k16 with .bf16 operands), "ldmatrix" and "cp.async". Every function here but the copies and the
-// packing is a matter of all lanes of a warp at once.
+// instruction" (m16n8k16 with .bf16 operands), "ldmatrix" and "cp.async". Every function here but the copies is a
+// matter of all lanes of a warp at once.
 //
 // Which lane holds what, with g = lane / 4 and t = lane % 4; a pair is two bf16, the one of the smaller index in the
 // lower half:
@@ -75,17 +75,6 @@ struct FragmentC {
 /// c += a b, summed in f32.
 __device__ inline void add_product(FragmentC& c, const FragmentA& a, const FragmentB& b) {
   ptx::mma_m16n8k16(c.at, a.pair, b.pair);
-}
-
-/// Two numbers as bf16, each rounded to nearest, ties to even; `first` in the lower half.
-__device__ inline unsigned pair_of(float first, float second) {
-#ifdef TFORGE_CUDA_EMULATOR
-  return stored<bf16>(first).bits | static_cast<unsigned>(stored<bf16>(second).bits) << 16;
-#else
-  unsigned pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-#endif
 }
 
 /// Two sums side by side (columns 0 .. 7 and 8 .. 15) as a left operand, rounded: a lane has what it needs already.

@@ -140,28 +140,34 @@ __device__ T normalizer(PattentionNorm norm, double scale, T weight) {
   return row_factor(scale, weight);
 }
 
-template <class T>
+template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads) normalize(PattentionNorm norm, double scale, Rows<const Compute<T>> u,
                                                       Rows<const Compute<T>> weight, Rows<T> y, double* floored) {
   const std::int64_t r = blockIdx.x;
   const Compute<T> factor = normalizer(norm, scale, *weight.row(r));
-  over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
-    y.row(r)[c] = stored<T>(factor == Compute<T>(0) ? Compute<T>(0) : factor * u.row(r)[c]);
+  over_row<T, kCount, kThreads>(u.columns, [&](std::int64_t c) {
+    auto pack = load<kCount>(u.row(r) + c);
+    for (Compute<T>& value : pack.element) value = factor == Compute<T>(0) ? Compute<T>(0) : factor * value;
+    store<kCount>(y.row(r) + c, pack);
   });
   if (threadIdx.x == 0 && floored != nullptr && factor == Compute<T>(0)) atomicAdd(floored, 1.0);
 }
 
-template <class T>
+template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
     normalize_backward(PattentionNorm norm, double scale, Rows<const Compute<T>> u, Rows<const Compute<T>> weight,
                        Rows<const T> dy, Rows<Compute<T>> du, Rows<Compute<T>> dweight) {
   const std::int64_t r = blockIdx.x;
   const Compute<T> factor = normalizer(norm, scale, *weight.row(r));
   Compute<T> sum = 0;
-  over_row<T, 1, kThreads>(u.columns, [&](std::int64_t c) {
-    const Compute<T> g = computed(dy.row(r)[c]);
-    sum += g * u.row(r)[c];
-    du.row(r)[c] = factor == Compute<T>(0) ? Compute<T>(0) : factor * g;
+  over_row<T, kCount, kThreads>(u.columns, [&](std::int64_t c) {
+    const auto a = load<kCount>(u.row(r) + c);
+    auto g = load<kCount>(dy.row(r) + c);
+    for (int k = 0; k < kCount; ++k) {
+      sum += g.element[k] * a.element[k];
+      g.element[k] = factor == Compute<T>(0) ? Compute<T>(0) : factor * g.element[k];
+    }
+    store<kCount>(du.row(r) + c, g);
   });
   sum = over_block<Sum, kThreads>(sum);
   if (threadIdx.x != 0) return;
@@ -240,16 +246,22 @@ void pattention_through_norm(const Stream& stream, double scale, Rows<const T> s
 template <class T>
 void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,
                            Rows<const Compute<T>> weight, Rows<T> y, double* floored) {
+  constexpr int kCount = kWhole<Compute<T>>;
   if (u.rows == 0) return;
-  launch(stream, grid_of(u.rows), kThreads, 0, normalize<T>, norm, scale, u, weight, y, floored);
+  const bool whole = packs<kCount>(u) && packs<kCount>(y);
+  launch(stream, grid_of(u.rows), kThreads, 0, whole ? normalize<kCount, T> : normalize<1, T>, norm, scale, u, weight,
+         y, floored);
 }
 
 template <class T>
 void row_normalize_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,
                             Rows<const Compute<T>> weight, Rows<const T> dy, Rows<Compute<T>> du,
                             Rows<Compute<T>> dweight) {
+  constexpr int kCount = kWhole<Compute<T>>;
   if (u.rows == 0) return;
-  launch(stream, grid_of(u.rows), kThreads, 0, normalize_backward<T>, norm, scale, u, weight, dy, du, dweight);
+  const bool whole = packs<kCount>(u) && packs<kCount>(dy) && packs<kCount>(du);
+  launch(stream, grid_of(u.rows), kThreads, 0, whole ? normalize_backward<kCount, T> : normalize_backward<1, T>, norm,
+         scale, u, weight, dy, du, dweight);
 }
 
 #define TFORGE_INSTANTIATE(T)                                                                                        \

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const auto pack = *reinterpret_cast<const Pack<bf16, kChunk>*>(tile + r * kScoresPitch + c * kChunk);
     bf16* to = scores.row(first_row + r) + first_token + c * kChunk;
     if (left >= kChunk && reinterpret_cast<std::uintptr_t>(to) % sizeof(pack) == 0) {
-      *reinterpret_cast<Pack<bf16, kChunk>*>(to) = pack;
+      store_whole(to, pack);
     } else {
       for (int k = 0; k < kChunk && k < left; ++k) to[k] = pack.element[k];
     }
@@ -177,10 +177,6 @@ void run(const Stream& stream, const Rows<const bf16>& x, const Rows<const bf16>
 }
 
 }  // namespace
-
-std::int64_t pattention_scores_partials(std::int64_t rows, std::int64_t num_tokens) {
-  return rows * tiles_of(num_tokens);
-}
 
 void pattention_scores_fused(const Stream& stream, PattentionNorm norm, Rows<const bf16> x, Rows<const bf16> keys,
                              Rows<bf16> scores, Rows<float> stat, float* partials) {

@@ -17,9 +17,6 @@
 
 namespace tforge::kernels::cuda {
 
-/// Elements (f32) that pattention_scores_fused() writes beside its results: one a row and tile of tokens.
-std::int64_t pattention_scores_partials(std::int64_t rows, std::int64_t num_tokens);
-
 /// `norm` is one that has a statistic. x [T, d], keys [n, d], scores [T, n], stat [T, 1], any row strides; 16-byte
 /// accesses where the rows of x and keys start at multiples of 16 bytes. n = 0 gives stat 0 (or -inf for softmax).
 void pattention_scores_fused(const Stream& stream, PattentionNorm norm, Rows<const bf16> x, Rows<const bf16> keys,

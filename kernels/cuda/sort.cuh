@@ -49,23 +49,25 @@ __device__ void sort_positions(const KeyOf& key_of, std::int64_t count, std::int
     total += here;
   }
   __syncthreads();
-  // A block's worth of positions at a time: a position comes after those before it in the same batch.
+  // A block's worth of positions at a time, and of these a warp's at a time: a position comes after those before it in
+  // its warp. Of the turns of the warps only the look at end[] is left, what takes time is done before and behind them.
+  const int lane = thread % kWarp, warp = thread / kWarp;
   for (std::int64_t batch = 0; batch < count; batch += kSortThreads) {
     const std::int64_t t = batch + thread;
     std::int64_t key = t < count ? key_of(t) : -1;
-    if (key >= keys) key = -1;
-    shared[thread] = static_cast<std::int32_t>(key);
-    __syncthreads();
-    int before = 0, after = 0;
-    if (key >= 0) {
-      for (int i = 0; i < kSortThreads; ++i) {
-        if (shared[i] == key) ++(i < thread ? before : after);
+    if (key < 0 || key >= keys) key = -1;
+    const unsigned same = __match_any_sync(kAllLanes, static_cast<std::int32_t>(key));
+    const int before = __popc(same & ((1U << lane) - 1));
+    std::int32_t first = 0;
+    for (int turn = 0; turn < kSortThreads / kWarp; ++turn) {
+      if (turn == warp) {
+        if (key >= 0) first = end[key];
+        __syncwarp();
+        if (key >= 0 && before == 0) end[key] = first + __popc(same);
       }
-      order[end[key] + before] = static_cast<std::int32_t>(t);
+      __syncthreads();
     }
-    __syncthreads();
-    if (key >= 0 && after == 1) end[key] += before + 1;  // the last of its key in the batch
-    __syncthreads();
+    if (key >= 0) order[first + before] = static_cast<std::int32_t>(t);
   }
 }
 

@@ -219,6 +219,10 @@ TEST(SumOfSquares, CudaFollowsTheCpuAndShowsNaN) {
         EXPECT_TRUE(std::isnan(sum_on_device(x)));
       }
     }
+    // Read in packs, as one run or row by row, or one by one: the same sum.
+    const auto in_packs = [](std::int64_t padding) { return Matrix<float>::random(3, 40004, 1, 1, padding); };
+    EXPECT_EQ(sum_on_device(in_packs(0)), sum_on_device(in_packs(3)));
+    EXPECT_EQ(sum_on_device(in_packs(4)), sum_on_device(in_packs(3)));
   });
 }
 

@@ -398,27 +398,30 @@ TEST(Bf16, CudaScoresOfOneKernelKeepTheirBits) {
 TEST(Bf16, CudaNormalizesRows) {
   test::on_cuda([](test::CudaDevice& device) {
     for (const PattentionNorm norm : {PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
-      SCOPED_TRACE(name_of(norm));
-      constexpr std::int64_t kRows = 33, kColumns = 31;
-      const auto u = Matrix<float>::random(kRows, kColumns, 1);
-      auto weight = Matrix<float>::random(kRows, 1, 2);
-      for (std::int64_t r = 0; r < kRows; ++r) weight(r, 0) = r == 7 ? 0 : 1 + std::abs(weight(r, 0));
-      if (norm == PattentionNorm::softmax) weight(7, 0) = 1;
-      const Pair dy(kRows, kColumns, 3, 1, 3);
-      Matrix<bf16> y(kRows, kColumns, 3);
-      Matrix<float> du(kRows, kColumns, 3), dweight(kRows, 1), want_y(kRows, kColumns), want_du(kRows, kColumns),
-          want_dweight(kRows, 1);
-      const auto run = [&](Stream& stream, auto u_, auto w, auto dy_, auto y_, auto du_, auto dw) {
-        kernels::row_normalize_forward(stream, norm, 3.0, u_, w, y_, {});
-        kernels::row_normalize_backward(stream, norm, 3.0, u_, w, dy_, du_, dw);
-      };
-      test::with_copies(
-          device, [&](auto... views) { run(device.stream, views...); }, u, weight, dy.narrow, y, du, dweight);
-      run(cpu, u.view(), weight.view(), dy.wide.view(), want_y.view(), want_du.view(), want_dweight.view());
-      expect_rounded(y, want_y, 1);
-      // Nothing else is rounded to bf16: the sums are of kColumns numbers in f32.
-      test::expect_near(du, want_du, 0x1p-21 * want_du.largest());
-      test::expect_near(dweight, want_dweight, kColumns * 0x1p-21 * want_dweight.largest());
+      for (const std::int64_t columns : {31, 44}) {  // the latter in packs
+        SCOPED_TRACE(name_of(norm));
+        constexpr std::int64_t kRows = 33;
+        const std::int64_t padding = columns % 2 == 0 ? 4 : 3;
+        const auto u = Matrix<float>::random(kRows, columns, 1);
+        auto weight = Matrix<float>::random(kRows, 1, 2);
+        for (std::int64_t r = 0; r < kRows; ++r) weight(r, 0) = r == 7 ? 0 : 1 + std::abs(weight(r, 0));
+        if (norm == PattentionNorm::softmax) weight(7, 0) = 1;
+        const Pair dy(kRows, columns, 3, 1, padding);
+        Matrix<bf16> y(kRows, columns, padding);
+        Matrix<float> du(kRows, columns, padding), dweight(kRows, 1), want_y(kRows, columns), want_du(kRows, columns),
+            want_dweight(kRows, 1);
+        const auto run = [&](Stream& stream, auto u_, auto w, auto dy_, auto y_, auto du_, auto dw) {
+          kernels::row_normalize_forward(stream, norm, 3.0, u_, w, y_, {});
+          kernels::row_normalize_backward(stream, norm, 3.0, u_, w, dy_, du_, dw);
+        };
+        test::with_copies(
+            device, [&](auto... views) { run(device.stream, views...); }, u, weight, dy.narrow, y, du, dweight);
+        run(cpu, u.view(), weight.view(), dy.wide.view(), want_y.view(), want_du.view(), want_dweight.view());
+        expect_rounded(y, want_y, 1);
+        // Nothing else is rounded to bf16: the sums are of `columns` numbers in f32.
+        test::expect_near(du, want_du, 0x1p-21 * want_du.largest());
+        test::expect_near(dweight, want_dweight, static_cast<double>(columns) * 0x1p-21 * want_dweight.largest());
+      }
     }
   });
 }

@@ -130,5 +130,29 @@ TEST(Rotary, CudaFollowsTheCpu) {
   });
 }
 
+TEST(Rotary, CudaDoesNotShowPacks) {
+  test::on_cuda([](test::CudaDevice& device) {
+    constexpr std::int64_t kHeads = 3, kSeq = 5, kHalf = 12, kHeadDim = 28;
+    const Tables<float> want(kSeq, kHalf);
+    const auto rotated = [&](std::int64_t padding) {
+      Matrix<float> cosine(kSeq, kHalf, padding), sine(kSeq, kHalf, padding);
+      kernels::rotary_tables(cpu, 10000, cosine.view(), sine.view());
+      auto x = Matrix<float>::random(2 * kSeq, kHeads * kHeadDim, 1, 1, padding);
+      test::with_copies(
+          device,
+          [&](auto c, auto s, auto x_) {
+            kernels::rotary_apply(device.stream, RotaryDirection::forward, c, s, kHeads, kSeq, 0, x_);
+          },
+          cosine, sine, x);
+      EXPECT_TRUE(x.padding_untouched());
+      return x;
+    };
+    auto want_x = Matrix<float>::random(2 * kSeq, kHeads * kHeadDim, 1);
+    want.apply(RotaryDirection::forward, kHeads, kSeq, 0, want_x);
+    test::expect_near(rotated(4), want_x, 2e-6);
+    EXPECT_TRUE(rotated(4).same_bits(rotated(3)));
+  });
+}
+
 }  // namespace
 }  // namespace tforge

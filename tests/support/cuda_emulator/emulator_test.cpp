@@ -64,6 +64,21 @@ TEST(CudaEmulator, Ballots) {
   EXPECT_EQ(out.get(), std::vector<unsigned>(32, 0x49249249U));
 }
 
+__global__ void match(unsigned* lanes, int* count) {
+  lanes[threadIdx.x] = __match_any_sync(0xffffffffU, threadIdx.x == 7 ? -1 : static_cast<int>(threadIdx.x % 3));
+  count[threadIdx.x] = __popc(lanes[threadIdx.x]);
+}
+
+TEST(CudaEmulator, FindsLanesOfOneValue) {
+  Memory<unsigned> lanes(32);
+  Memory<int> count(32);
+  launch(dim3(1), dim3(32), match, lanes.data, count.data);
+  for (unsigned i = 0; i < 32; ++i) {
+    EXPECT_EQ(lanes.get()[i], i == 7 ? 1U << 7 : (i % 3 == 1 ? 0x92492412U : 0x49249249U << i % 3));
+    EXPECT_EQ(count.get()[i], i == 7 ? 1 : (i % 3 == 0 ? 11 : 10));
+  }
+}
+
 __global__ void some_leave() {
   if (threadIdx.x == 40) return;
   __syncthreads();

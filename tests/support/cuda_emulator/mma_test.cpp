@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -101,12 +102,18 @@ TEST(Mma, PairsRoundToNearestEven) {
   x[1] = 1 + 3.0F / 256;    // a tie, to the even one above
   x[2] = 1 + 1.01F / 256;   // above a tie
   x[3] = -1 - 0.99F / 256;  // below a tie
+  x[4] = -std::numeric_limits<float>::infinity();
+  x[5] = std::numeric_limits<float>::max();
+  x[6] = -std::numeric_limits<float>::quiet_NaN();  // on a device every NaN becomes one
+  x[7] = 3 * 0x1p-134F;                             // a tie below the least normal number, to the even one above
   Memory<float> there(64);
   Memory<unsigned> pairs(32);
   there.set(x);
   run(round_pairs, 0, there.data, pairs.data);
   EXPECT_EQ(pairs.get()[0], 0x3f82'3f80U);
   EXPECT_EQ(pairs.get()[1], 0xbf80'3f81U);
+  EXPECT_EQ(pairs.get()[2], 0x7f80'ff80U);
+  EXPECT_EQ(pairs.get()[3], 0x0002'7fffU);
 }
 
 /// What is in shared memory before the wait for the first of two copies, behind it, and behind the wait for both.

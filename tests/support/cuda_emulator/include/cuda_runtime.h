@@ -196,6 +196,16 @@ inline unsigned __ballot_sync(unsigned, int predicate, unsigned line = __builtin
   for (int i = 0; i < 32; ++i) ballot |= static_cast<unsigned>(all[i] & 1) << i;
   return ballot;
 }
+/// The lanes that hand the same bits.
+template <class T>
+unsigned __match_any_sync(unsigned, T value, unsigned line = __builtin_LINE()) {
+  const std::uint64_t mine = tforge_emulator::to_bits(value);
+  const std::uint64_t* all = tforge_emulator::warp_exchange(mine, line);
+  unsigned lanes = 0;
+  for (int i = 0; i < 32; ++i) lanes |= (all[i] == mine ? 1U : 0U) << i;
+  return lanes;
+}
+inline int __popc(unsigned x) { return std::popcount(x); }
 
 template <class T>
 T atomicAdd(T* to, T value) {  // one thread runs at a time
