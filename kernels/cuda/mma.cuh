@@ -1,8 +1,8 @@
 #pragma once
 // The tensor cores' product of bf16 matrices by one warp, how its operands are loaded, and copies into shared memory
 // that the threads do not wait for. sm_80 and later; after the PTX ISA, "Matrix multiply-accumulate operation using mma
-// instruction" (m16n8k16 with .bf16 operands), "ldmatrix" and "cp.async". Every function here but the copies is a
-// matter of all lanes of a warp at once.
+// instruction" (m16n8k16 with .bf16 operands), "ldmatrix", "cp.async" and "ex2". Every function here but the copies and
+// the power is a matter of all lanes of a warp at once.
 //
 // Which lane holds what, with g = lane / 4 and t = lane % 4; a pair is two bf16, the one of the smaller index in the
 // lower half:
@@ -58,6 +58,12 @@ __device__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
+__device__ inline float ex2_approx_ftz(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace ptx
 #endif
 
@@ -76,6 +82,10 @@ struct FragmentC {
 __device__ inline void add_product(FragmentC& c, const FragmentA& a, const FragmentB& b) {
   ptx::mma_m16n8k16(c.at, a.pair, b.pair);
 }
+
+/// 2^x, off by 2 units in the last place at most (PTX ISA, "ex2"), as exp2f is, but with 0 for what is below the normal
+/// numbers, which spares their scaling. 0 of -infinity, NaN of NaN.
+__device__ inline float power_of_two(float x) { return ptx::ex2_approx_ftz(x); }
 
 /// Two sums side by side (columns 0 .. 7 and 8 .. 15) as a left operand, rounded: a lane has what it needs already.
 __device__ inline FragmentA a_of_sums(const FragmentC& left, const FragmentC& right) {
@@ -101,12 +111,6 @@ __device__ inline const bf16* down(const bf16* tile, int pitch) {
 __device__ inline FragmentA a_of_rows(const bf16* tile, int pitch) {
   FragmentA a;
   ptx::ldmatrix_x4(a.pair, down(tile, pitch));
-  return a;
-}
-/// A(i, k) = tile[k * pitch + i].
-__device__ inline FragmentA a_of_columns(const bf16* tile, int pitch) {
-  FragmentA a;
-  ptx::ldmatrix_x4_trans(a.pair, across(tile, pitch));
   return a;
 }
 

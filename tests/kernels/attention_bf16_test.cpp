@@ -2,7 +2,8 @@
 //
 // 2^-8 is what rounding to bf16 changes a number by, at most, of its size. It happens to P and dS as operands and
 // to out, dq, dk and dv as results; the rest is f32, where a sum of n terms is off by n 2^-23 of the sum of their sizes
-// at most (tensor cores need not round to nearest). Of products of these errors a twentieth is allowed for.
+// at most (tensor cores need not round to nearest), and a power of two by 2^-22 of its size: the eight that are counted
+// as more terms have room for it, in P and in its sum. Of products of these errors a twentieth is allowed for.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -263,6 +264,28 @@ TEST(AttentionBf16, CudaGradientsDoNotDependOnTheBatch) {
     for (std::int64_t r = 0; r < 70; ++r) {
       ASSERT_EQ(std::memcmp(&one.out(r, 0), &two.out(70 + r, 0), 32 * sizeof(bf16)), 0) << "row " << r;
       ASSERT_EQ(std::memcmp(&one.dqkv(r, 0), &two.dqkv(70 + r, 0), 96 * sizeof(bf16)), 0) << "row " << r;
+    }
+  });
+}
+
+TEST(AttentionBf16, CudaShowsWhatIsNotANumber) {
+  test::on_cuda([](test::CudaDevice& device) {
+    constexpr std::int64_t kSeq = 135, kAt = 70, kColumns = 64;  // kAt is in the second of three tiles
+    for (int part = 0; part < 3; ++part) {
+      SCOPED_TRACE(part);
+      Case a(full(1, 1, kSeq), kColumns, kPacked, 3);
+      a.qkv(kAt, part * kColumns + 5) = bf16(std::nanf(""));
+      a.run(device);
+      // In its own row, and a key or value in all rows that see it; not in rows of tiles before.
+      for (const std::int64_t r : {kAt, kAt + 1, std::int64_t{128}, kSeq - 1}) {
+        if (part == 0 && r != kAt) continue;
+        EXPECT_TRUE(std::isnan(number(a.out(r, 5)))) << "row " << r;
+        EXPECT_EQ(std::isnan(a.lse(r, 0)), part < 2) << "row " << r;
+        EXPECT_TRUE(std::isnan(number(a.dqkv(r, 5)))) << "row " << r;
+      }
+      for (std::int64_t r = 0; r < 64; ++r) {
+        for (std::int64_t c = 0; c < kColumns; ++c) ASSERT_TRUE(std::isfinite(number(a.out(r, c)))) << "row " << r;
+      }
     }
   });
 }

@@ -490,6 +490,11 @@ void cp_async_wait(std::size_t groups) {
   });
 }
 
+float ex2_approx_ftz(float x) {
+  const float y = std::exp2(x);
+  return y < std::numeric_limits<float>::min() ? 0 : y;
+}
+
 }  // namespace ptx
 
 DeviceAccess::DeviceAccess() {

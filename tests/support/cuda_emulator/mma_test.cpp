@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <random>
 #include <vector>
@@ -24,8 +25,8 @@ std::vector<bf16> random_tile(unsigned seed) {
   return tile;
 }
 
-/// Four products of 16 x 16 in one warp: each operand read as it lies, and as its transpose. Then, of the first as it
-/// is rounded, one more: (a b) b.
+/// Two products of 16 x 16 in one warp, b read as it lies and as its transpose. Then, of the first as it is rounded,
+/// one more: (a b) b.
 __global__ void multiply(const bf16* a, const bf16* b, float* products) {
   auto* const left = dynamic_shared<bf16>();
   bf16* const right = left + kSize * kPitch;
@@ -36,7 +37,7 @@ __global__ void multiply(const bf16* a, const bf16* b, float* products) {
   end_group();
   wait_for_groups<0>();
   __syncthreads();
-  const FragmentA a_of[2] = {a_of_rows(left, kPitch), a_of_columns(left, kPitch)};
+  const FragmentA a_of = a_of_rows(left, kPitch);
   const TwoB b_of[2] = {b_of_rows(right, kPitch), b_of_columns(right, kPitch)};
   const auto multiply_and_store = [&](const FragmentA& x, const TwoB& y, float* product) {
     FragmentC sum[2] = {};
@@ -49,12 +50,9 @@ __global__ void multiply(const bf16* a, const bf16* b, float* products) {
     }
     return a_of_sums(sum[0], sum[1]);
   };
-  FragmentA first{};
-  for (int i = 0; i < 4; ++i) {
-    const FragmentA rounded = multiply_and_store(a_of[i / 2], b_of[i % 2], products + i * kSize * kSize);
-    if (i == 0) first = rounded;
-  }
-  multiply_and_store(first, b_of[0], products + 4 * kSize * kSize);
+  const FragmentA first = multiply_and_store(a_of, b_of[0], products);
+  multiply_and_store(a_of, b_of[1], products + kSize * kSize);
+  multiply_and_store(first, b_of[0], products + 2 * kSize * kSize);
 }
 
 constexpr std::size_t kShared = 2 * kSize * kPitch * sizeof(bf16);
@@ -70,7 +68,7 @@ void run(void (*kernel)(Parameters...), std::size_t shared_bytes, Arguments... a
 TEST(Mma, ProductsFollowTheFormula) {
   const std::vector<bf16> a = random_tile(1), b = random_tile(2);
   Memory<bf16> a_there(a.size()), b_there(b.size());
-  Memory<float> products(5 * a.size());
+  Memory<float> products(3 * a.size());
   a_there.set(a);
   b_there.set(b);
   run(multiply, kShared, a_there.data, b_there.data, products.data);
@@ -78,14 +76,14 @@ TEST(Mma, ProductsFollowTheFormula) {
   const auto at = [](const auto& m, int i, int j) {
     return static_cast<double>(static_cast<float>(m[static_cast<std::size_t>(i * kSize + j)]));
   };
-  for (int which = 0; which < 5; ++which) {
+  for (int which = 0; which < 3; ++which) {
     for (int i = 0; i < kSize; ++i) {
       for (int j = 0; j < kSize; ++j) {
         double want = 0;
         for (int k = 0; k < kSize; ++k) {
-          if (which == 4)
+          if (which == 2)
             want += static_cast<double>(static_cast<float>(bf16(static_cast<float>(at(got, i, k))))) * at(b, k, j);
-          else want += (which / 2 == 0 ? at(a, i, k) : at(a, k, i)) * (which % 2 == 0 ? at(b, k, j) : at(b, j, k));
+          else want += at(a, i, k) * (which == 0 ? at(b, k, j) : at(b, j, k));
         }
         EXPECT_NEAR(at(got, which * kSize + i, j), want, 1e-4) << which << ": " << i << ", " << j;
       }
@@ -114,6 +112,33 @@ TEST(Mma, PairsRoundToNearestEven) {
   EXPECT_EQ(pairs.get()[1], 0xbf80'3f81U);
   EXPECT_EQ(pairs.get()[2], 0x7f80'ff80U);
   EXPECT_EQ(pairs.get()[3], 0x0002'7fffU);
+}
+
+__global__ void raise_two(const float* x, float* powers) { powers[threadIdx.x] = power_of_two(x[threadIdx.x]); }
+TEST(Mma, PowersOfTwo) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> x(32);
+  for (std::size_t i = 0; i < 26; ++i) x[i] = 9.7F * static_cast<float>(i) - 126;
+  x[26] = -kInfinity;
+  x[27] = kInfinity;
+  x[28] = std::nanf("");
+  x[29] = -126.5F;  // below the normal numbers, as is the next
+  x[30] = -149;
+  x[31] = 1e-40F;
+  Memory<float> there(32), powers(32);
+  there.set(x);
+  run(raise_two, 0, there.data, powers.data);
+  const std::vector<float> got = powers.get();
+  for (std::size_t i = 0; i < 26; ++i) {
+    const double want = std::exp2(static_cast<double>(x[i]));
+    EXPECT_LE(std::abs(static_cast<double>(got[i]) - want), 0x1p-22 * want) << x[i];
+  }
+  EXPECT_EQ(got[26], 0);
+  EXPECT_EQ(got[27], kInfinity);
+  EXPECT_TRUE(std::isnan(got[28]));
+  EXPECT_EQ(got[29], 0);
+  EXPECT_EQ(got[30], 0);
+  EXPECT_EQ(got[31], 1);
 }
 
 /// What is in shared memory before the wait for the first of two copies, behind it, and behind the wait for both.

@@ -127,6 +127,7 @@ template <int kGroups>
 void cp_async_wait() {
   cp_async_wait(std::size_t{kGroups});
 }
+float ex2_approx_ftz(float x);
 }  // namespace ptx
 
 template <class T>
