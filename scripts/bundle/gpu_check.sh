@@ -32,7 +32,7 @@ tests() {
 
 on_one_device() {
   local name
-  for name in core_test kernels_test model_test train_test parallel_test; do
+  for name in core_test kernels_test autograd_test model_test train_test parallel_test; do
     # Without those of several ranks, and those that are about machines without a device.
     tests "$name" 1 "$name" '*Cuda*-*SeveralRanks*:*RanksThatShare*:*Without*'
   done

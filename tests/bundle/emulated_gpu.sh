@@ -11,7 +11,7 @@ root=$work/bundle
 mkdir -p "$root"/{bin,lib,libexec/tests,share/tokenforge/data}
 cp scripts/bundle/{gpu_check.sh,checks.sh} "$root/"
 : >"$root/env.sh"  # MPI is this machine's
-for name in core kernels model train parallel; do
+for name in core kernels autograd model train parallel; do
   ln -s "$build/tests/${name}_emulated_test" "$root/libexec/tests/${name}_test"
 done
 ln -s "$build"/tests/emulated_jobs/tf_* "$root/bin/"

@@ -52,12 +52,15 @@ inline TensorView vector_of(TensorView v) {
   return v;
 }
 
-/// Calls f(rows, columns, padding) for awkward sizes: rows apart by an odd number of elements, or none.
+/// Calls f(rows, columns, padding) for awkward sizes, most with rows an odd number of elements apart.
 template <class F>
 void at_awkward_sizes(const F& f) {
   for (const std::int64_t rows : {1, 33}) {
-    for (const std::int64_t columns : kAwkwardSizes) f(rows, columns, columns % 2 == 0 ? 0 : 3);
+    for (const std::int64_t columns : kAwkwardSizes) f(rows, columns, 2);
   }
+  f(257, 31, 2);
+  f(31, 256, 3);  // whole packs in a row, but not from every row's start
+  f(33, 32, 1);
   f(31, 256, 0);  // whole packs in one run
   f(31, 256, 8);  // whole packs, rows apart
   f(3, 1284, 0);

@@ -204,7 +204,12 @@ TEST(Gemm, CudaMeasuresAlgorithmsOnceAndKeepsThem) {
     {
       kernels::DeviceLibraries libraries(device.stream, device.memory, F32Products::exact, Choosing::measured);
       const std::string question = known.begin()->first;
-      for (const std::string& damaged : {std::string("1234"), std::string(known.begin()->second.size(), 'f')}) {
+      std::vector<std::string> all_damaged = {"1234"};
+      // What cuBLASLt itself makes of bytes that it has not made, it does not say.
+      if (libraries.bits_depend_on().starts_with("an emulated device")) {
+        all_damaged.emplace_back(known.begin()->second.size(), 'f');
+      }
+      for (const std::string& damaged : all_damaged) {
         libraries.settle({{question, damaged}}, "the record");
         try {
           product_on(device, a, b);

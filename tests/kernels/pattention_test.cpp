@@ -688,9 +688,10 @@ TEST_F(Pattention, CudaFollowsTheCpu) {
         for (const std::int64_t n : test::kAwkwardSizes) {
           // With one token the gradient of the scores is 0 but for rounding: terms of the order of 10 cancel.
           const double tolerance = n == 1 ? 5e-5 : 1e-5;
-          compare_on_cuda(device, halves, Layer<float>::random(norm, 33, 31, n, 33, n % 2 == 0 ? 0 : 3), tolerance);
+          compare_on_cuda(device, halves, Layer<float>::random(norm, 33, 31, n, 33, 2), tolerance);
         }
         compare_on_cuda(device, halves, Layer<float>::random(norm, 257, 32, 64, 16), 4e-6);
+        compare_on_cuda(device, halves, Layer<float>::random(norm, 33, 32, 64, 16, 1), 4e-6);
         compare_on_cuda(device, halves, Layer<double>::random(norm, 7, 8, 20, 6, 1), 1e-14);
         compare_on_cuda(device, halves, Layer<float>::random(norm, 0, 6, 4, 5), 0);
         auto floored = Layer<double>::random(norm, 5, 8, 20, 6);

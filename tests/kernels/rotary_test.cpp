@@ -106,7 +106,7 @@ TEST(Rotary, CudaFollowsTheCpu) {
         constexpr std::int64_t kSeq = 5, kFirst = 2;
         const Tables<float> want(kSeq + kFirst, half);
         Matrix<float> cosine(kSeq + kFirst, half, 1), sine(kSeq + kFirst, half);
-        auto x = Matrix<float>::random(2 * kSeq, heads * (2 * half + 1), 1, 1, 3), want_x = x, back = x;
+        auto x = Matrix<float>::random(2 * kSeq, heads * (2 * half + 1), 1, 1, 2), want_x = x, back = x;
         const auto apply = [&](RotaryDirection direction, auto c, auto s, auto x_) {
           kernels::rotary_apply(stream, direction, c, s, heads, kSeq, kFirst, x_);
         };
