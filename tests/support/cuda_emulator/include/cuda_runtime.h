@@ -186,11 +186,6 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask, unsigned line = __builtin_LINE()) {
   return tforge_emulator::shuffle(value, tforge_emulator::lane() ^ mask, line);
 }
-template <class T>
-T __shfl_down_sync(unsigned, T value, int delta, unsigned line = __builtin_LINE()) {
-  const int from = tforge_emulator::lane() + delta;
-  return tforge_emulator::shuffle(value, from < 32 ? from : tforge_emulator::lane(), line);
-}
 inline unsigned __ballot_sync(unsigned, int predicate, unsigned line = __builtin_LINE()) {
   const std::uint64_t* all = tforge_emulator::warp_exchange(predicate != 0 ? 1 : 0, line);
   unsigned ballot = 0;
