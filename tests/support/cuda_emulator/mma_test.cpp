@@ -74,7 +74,8 @@ TEST(Mma, ProductsFollowTheFormula) {
   run(multiply, kShared, a_there.data, b_there.data, products.data);
   const std::vector<float> got = products.get();
   const auto at = [](const auto& m, int i, int j) {
-    return static_cast<double>(static_cast<float>(m[static_cast<std::size_t>(i * kSize + j)]));
+    const int place = i * kSize + j;
+    return static_cast<double>(static_cast<float>(m[static_cast<std::size_t>(place)]));
   };
   for (int which = 0; which < 3; ++which) {
     for (int i = 0; i < kSize; ++i) {
