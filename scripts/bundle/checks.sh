@@ -12,10 +12,10 @@ trap 'rm -rf "$work"' EXIT
 table=()
 failed=0
 
-# check NAME COMMAND...: runs it, for $most_seconds at most; its last lines are shown when it fails. `passed` and `skipped`
-# are then the numbers of tests.
+# check NAME COMMAND...: runs it, for $most_seconds at most; its last lines are shown when it fails. With `all_run` set,
+# tests that were skipped, or none at all, fail it too, and the first reason is shown.
 check() {
-  local name=$1 started=$SECONDS result=ok
+  local name=$1 started=$SECONDS result=ok passed skipped
   shift
   timeout -k 5 "${most_seconds:?}" "$@" >"$work/log" 2>&1
   case $? in
@@ -25,6 +25,10 @@ check() {
   esac
   passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?.*/\1/p' "$work/log" | head -1)
   skipped=$(sed -nE 's/^\[  SKIPPED \] ([0-9]+) tests?.*/\1/p' "$work/log" | head -1)
+  if [[ $result == ok && -n ${all_run:-} && (-n $skipped || ${passed:-0} == 0) ]]; then
+    result=SKIPPED failed=1
+    echo "$name: tests were skipped, or there are none: $(sed -nE '/: Skipped$/{n;p;q}' "$work/log")"
+  fi
   table+=("$(printf '%-28s %-7s %7s %8s %6s' "$name" "$result" "${passed:--}" "${skipped:-${passed:+0}}" $((SECONDS - started)))")
   echo "$name: $result"
 }
@@ -41,8 +45,8 @@ prepare() {
 # Prints the table and ends; exit code 1 when a line of it failed.
 finish() {
   echo
+  "$root/bin/tf_train" --version
   printf '%-28s %-7s %7s %8s %6s\n' check result passed skipped s
   printf '%s\n' "${table[@]}"
-  "$root/bin/tf_train" --version
   exit "$failed"
 }
