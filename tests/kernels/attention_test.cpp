@@ -293,7 +293,7 @@ void compare_on_cuda(test::CudaDevice& device, const AttentionShape& s, std::int
 }
 TEST(Attention, CudaFollowsTheFormula) {
   test::on_cuda([](test::CudaDevice& device) {
-    for (const std::int64_t seq : {1, 31, 33, 70}) {
+    for (const std::int64_t seq : {1, 31, 33, 70, 257}) {
       compare_on_cuda<float>(device, full(2, 3, seq), 20, 4e-6);
       compare_on_cuda<double>(device, full(1, 2, seq), 8, 1e-14);
     }

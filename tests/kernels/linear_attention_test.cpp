@@ -460,11 +460,12 @@ void compare_on_cuda(test::CudaDevice& device, Features kind, const LinearShape&
 TEST(LinearAttention, CudaIsTheCpu) {
   test::on_cuda([](test::CudaDevice& device) {
     for (const Features kind : kKinds) {
-      for (const std::int64_t seq : {1, 31, 64, 65, 150}) {
+      for (const std::int64_t seq : {1, 31, 33, 64, 65, 150}) {
         compare_on_cuda<float>(device, kind, {2, 3, seq}, 7, 1e-5);
         compare_on_cuda<double>(device, kind, {1, 2, seq}, 33, 1e-12);
       }
       compare_on_cuda<float>(device, kind, {1, 1, 70}, 64, 1e-5);
+      compare_on_cuda<float>(device, kind, {1, 1, 257}, 16, 1e-5);
       compare_on_cuda<float>(device, kind, {1, 1, 70}, 1, 1e-4);
     }
   });
@@ -472,7 +473,10 @@ TEST(LinearAttention, CudaIsTheCpu) {
 TEST(LinearAttention, CudaTakesBf16) {
   test::on_cuda([](test::CudaDevice& device) {
     // Operands are the same numbers; results are rounded once, and `out` is read again for the gradient of den.
-    for (const Features kind : kKinds) compare_on_cuda<bf16>(device, kind, {2, 2, 70}, 16, 1.0 / 256);
+    for (const Features kind : kKinds) {
+      compare_on_cuda<bf16>(device, kind, {2, 2, 70}, 16, 1.0 / 256);
+      compare_on_cuda<bf16>(device, kind, {1, 3, 33}, 31, 1.0 / 256);
+    }
   });
 }
 

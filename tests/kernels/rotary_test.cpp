@@ -103,7 +103,7 @@ TEST(Rotary, CudaFollowsTheCpu) {
     Stream& stream = device.stream;
     for (const std::int64_t half : {1, 4, 31}) {
       for (const std::int64_t heads : {1, 3, 33}) {
-        constexpr std::int64_t kSeq = 5, kFirst = 2;
+        constexpr std::int64_t kSeq = 33, kFirst = 2;
         const Tables<float> want(kSeq + kFirst, half);
         Matrix<float> cosine(kSeq + kFirst, half, 1), sine(kSeq + kFirst, half);
         auto x = Matrix<float>::random(2 * kSeq, heads * (2 * half + 1), 1, 1, 2), want_x = x, back = x;
