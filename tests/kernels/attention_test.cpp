@@ -305,7 +305,8 @@ TEST(Attention, CudaFollowsTheFormula) {
 
 TEST(Attention, CudaGradientsOfKeysBeforeTheQueries) {
   test::on_cuda([](test::CudaDevice& device) {
-    for (const auto& [q_seq, kv_seq] : {std::pair<std::int64_t, std::int64_t>{1, 40}, {33, 70}, {40, 41}, {64, 100}}) {
+    for (const auto& sizes : {std::pair<std::int64_t, std::int64_t>{1, 40}, {33, 70}, {40, 41}, {64, 100}}) {
+      const std::int64_t q_seq = sizes.first, kv_seq = sizes.second;  // clang 14 lets no lambda capture a binding
       const std::int64_t kHeads = 2, kHeadDim = 20, n = kHeads * kHeadDim, stride = kv_seq + 3;
       const AttentionShape s{2, kHeads, q_seq, kv_seq, stride};
       const auto q = Matrix<float>::random(2 * q_seq, n, 1), dout = Matrix<float>::random(2 * q_seq, n, 2);
