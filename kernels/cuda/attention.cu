@@ -116,15 +116,6 @@ __device__ void store_strip(const Strip<Compute<T>, kWide>& strip, const Head<T>
   }
 }
 
-/// Over the eight threads of a row.
-template <class Fold, class T>
-__device__ T over_row_threads(T value) {
-  for (int distance = kAcross / 2; distance > 0; distance /= 2) {
-    value = Fold()(value, __shfl_xor_sync(kAllLanes, value, distance));
-  }
-  return value;
-}
-
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads) forward(Heads shape, Compute<T> scale, Rows<const T> q, Rows<const T> k,
                                                     Rows<const T> v, Rows<T> out, Compute<T>* lse) {
@@ -162,14 +153,14 @@ __global__ void __launch_bounds__(kThreads) forward(Heads shape, Compute<T> scal
         score = first + place.column(j) <= last ? score * scale : -std::numeric_limits<C>::infinity();
         here = Largest()(here, score);
       }
-      const C now = Largest()(most[i], over_row_threads<Largest>(here));
+      const C now = Largest()(most[i], over_lanes<Largest, kAcross>(here));
       const C shrink = exp(most[i] - now);  // 0 at the first tile
       C added = 0;
       for (int j = 0; j < kColumns; ++j) {
         s.at[i][j] = exp(s.at[i][j] - now);
         added += s.at[i][j];
       }
-      total[i] = total[i] * shrink + over_row_threads<Sum>(added);
+      total[i] = total[i] * shrink + over_lanes<Sum, kAcross>(added);
       most[i] = now;
       for (int w = 0; w < kWide; ++w) sum.at[i][w] *= shrink;
     }

@@ -115,6 +115,21 @@ __device__ void add_rounded_product(const FragmentC (&p)[kRows / 8], const bf16*
   }
 }
 
+/// `value` in place of the numbers of keys that a row does not see. The tile's first query sees `ahead` keys behind the
+/// first one of the step; where every row sees all, nothing is looked at.
+template <int kColumns>
+__device__ void cover(const Place& place, int ahead, float value, FragmentC (&s)[kColumns]) {
+  if (ahead >= 8 * kColumns - 1) return;
+  const int last[2] = {place.limit(0, ahead), place.limit(1, ahead)};
+  TFORGE_UNROLL
+  for (int n = 0; n < kColumns; ++n) {
+    TFORGE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (8 * n + i % 2 > last[i / 2]) s[n].at[i] = value;
+    }
+  }
+}
+
 /// Of a and b, and NaN only of two. (Where a score is NaN, so is the power of two of it, and with it the row's sum.)
 struct LargestNumber {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
@@ -209,17 +224,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<kWidth, kAccess>)
   walk<kWidth>(0, end, fetch, [&](int first, int stage) {
     FragmentC s[kColumns];
     multiply_transposed<kWidth, kStep<kWidth>>(queries + place.warp_row * kPitch, stages.first(stage), s);
-    const int ahead = earlier + tile - first;  // the tile's first query sees so many keys behind `first`
-    if (ahead < kStep<kWidth> - 1) {
-      const int last[2] = {place.limit(0, ahead), place.limit(1, ahead)};
-      TFORGE_UNROLL
-      for (int n = 0; n < kColumns; ++n) {
-        TFORGE_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          if (8 * n + i % 2 > last[i / 2]) s[n].at[i] = kLowest;
-        }
-      }
-    }
+    cover(place, earlier + tile - first, kLowest, s);
     TFORGE_UNROLL
     for (int h = 0; h < 2; ++h) {
       float here = kLowest;
@@ -378,17 +383,7 @@ __global__ void __launch_bounds__(kThreads)
       TFORGE_UNROLL
       for (int i = 0; i < 4; ++i) to_gradients(p[n].at[i], ds[n].at[i], scale2, numbers[i / 2]);
     }
-    const int ahead = earlier + tile - first;
-    if (ahead < kStep<kWidth> - 1) {
-      const int last[2] = {place.limit(0, ahead), place.limit(1, ahead)};
-      TFORGE_UNROLL
-      for (int n = 0; n < kColumns; ++n) {
-        TFORGE_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          if (8 * n + i % 2 > last[i / 2]) ds[n].at[i] = 0;
-        }
-      }
-    }
+    cover(place, earlier + tile - first, 0, ds);
     add_rounded_product<kWidth, kStep<kWidth>>(ds, stages.first(stage), sum);
   });
   store_rows<kWidth, kAccess>(sum, {scale, scale}, head_of(dq, query_row, column), tile, q_seq, head_dim, queries);
