@@ -27,6 +27,10 @@ constexpr double kPlanned = 0.9;
 constexpr double kLast = 0.95;
 /// Kept free before the end of the job: ranks end, files close, the launcher reports.
 constexpr double kMargin = 5;
+/// What the next step may take for each second of the last one, and what a step of any length may be held up by besides
+/// (a busy machine, a slow file system), before the time for the save is touched.
+constexpr double kSlowerStep = 1.5;
+constexpr double kHeldUp = 0.5;
 
 // What the handlers write. Lock-free atomics are the only state that a handler may share with threads.
 std::atomic<int> signal_level{0};
@@ -99,6 +103,12 @@ double seconds_until(TimeLimit::Clock::time_point end) {
   return std::chrono::duration<double>(end - TimeLimit::Clock::now()).count();
 }
 
+/// What one more step, or one more batch of an evaluation, needs. A run steps towards the end of its time until this no
+/// longer fits, so a step that is slower than the last by any amount comes at the worst moment sooner or later.
+double seconds_to_go_on(const StopCosts& costs) {
+  return kSlowerStep * std::max(costs.step, 0.0) + kHeldUp + costs.save;
+}
+
 }  // namespace
 
 void catch_stop_signals(double grace_seconds) {
@@ -164,7 +174,7 @@ StopState TimeLimit::state() const {
 }
 
 StopDecision decide_after_step(const StopState& agreed, const StopCosts& costs) {
-  if (agreed.level == StopLevel::none && agreed.seconds_left >= std::max(costs.step, 0.0) + costs.save) {
+  if (agreed.level == StopLevel::none && agreed.seconds_left >= seconds_to_go_on(costs)) {
     return StopDecision::go_on;
   }
   return costs.save <= agreed.hard_seconds_left ? StopDecision::save_and_stop : StopDecision::stop;
@@ -173,11 +183,11 @@ StopDecision decide_after_step(const StopState& agreed, const StopCosts& costs) 
 bool gives_up_step(const StopState& own, const StopCosts& costs, double left) {
   // How long a first step takes is not known: whoever is told to end does not wait for it.
   if (costs.step < 0) return own.level == StopLevel::grace;
-  return own.hard_seconds_left < left * costs.step + costs.save;
+  return own.hard_seconds_left < left * costs.step + kHeldUp + costs.save;
 }
 
 bool gives_up_evaluation(const StopState& own, const StopCosts& costs) {
-  return own.level != StopLevel::none || own.seconds_left < costs.save;
+  return own.level != StopLevel::none || own.seconds_left < seconds_to_go_on(costs);
 }
 
 std::string reason_of(const StopState& agreed, const StopCosts& costs) {
@@ -186,8 +196,8 @@ std::string reason_of(const StopState& agreed, const StopCosts& costs) {
     case StopLevel::save: return "SIGUSR1 or SIGINT";
     case StopLevel::none: break;
   }
-  return agreed.hard_seconds_left < std::max(costs.step, 0.0) + costs.save ? "the job's time ends (SLURM_JOB_END_TIME)"
-                                                                           : "train.max_time is over";
+  return agreed.hard_seconds_left < seconds_to_go_on(costs) ? "the job's time ends (SLURM_JOB_END_TIME)"
+                                                            : "train.max_time is over";
 }
 
 }  // namespace tforge

@@ -67,14 +67,15 @@ class TimeLimit {
 
 /// At the end of a step: whether the run goes on.
 enum class StopDecision : std::uint8_t { go_on, save_and_stop, stop };
-/// The same on every rank when `agreed` and `costs` are. stop: what has been saved must do, a save would not be done in
-/// time.
+/// The same on every rank when `agreed` and `costs` are. Goes on while a save still fits behind a step that is half as
+/// long again as the last one and half a second. stop: what has been saved must do, a save would not be done in time.
 StopDecision decide_after_step(const StopState& agreed, const StopCosts& costs);
 
 /// This rank's vote inside a step of which `left` (0 to 1) is still to do: true when finishing it and saving would take
-/// longer than the process lives.
+/// longer than the process lives, half a second counted in.
 bool gives_up_step(const StopState& own, const StopCosts& costs, double left);
-/// This rank's vote inside an evaluation, which no later step needs: true once anything asks for a stop.
+/// This rank's vote inside an evaluation, which no later step needs: true once anything asks for a stop, or there would
+/// be no time for a step either.
 bool gives_up_evaluation(const StopState& own, const StopCosts& costs);
 
 /// Why, for people: "SIGTERM", "SIGUSR1 or SIGINT", "the job's time ends (SLURM_JOB_END_TIME)", "train.max_time is

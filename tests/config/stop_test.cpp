@@ -77,9 +77,11 @@ TEST(StopSignals, NobodyOutlivesTheGrace) {
 TEST(StopDecisions, AfterAStep) {
   const StopCosts costs{10, 5};
   EXPECT_EQ(decide_after_step({}, costs), StopDecision::go_on);
-  EXPECT_EQ(decide_after_step({StopLevel::none, 16, 16}, costs), StopDecision::go_on);
-  EXPECT_EQ(decide_after_step({StopLevel::none, 14, 14}, costs), StopDecision::save_and_stop)
-      << "another step is too long";
+  EXPECT_EQ(decide_after_step({StopLevel::none, 20.6, 20.6}, costs), StopDecision::go_on);
+  EXPECT_EQ(decide_after_step({StopLevel::none, 19.9, 19.9}, costs), StopDecision::save_and_stop)
+      << "a slower step would be too long";
+  EXPECT_EQ(decide_after_step({StopLevel::none, 5.4, 5.4}, {0.001, 5}), StopDecision::save_and_stop)
+      << "what holds a step up does not depend on its length";
   EXPECT_EQ(decide_after_step({StopLevel::none, 14, kNever}, costs), StopDecision::save_and_stop);
   EXPECT_EQ(decide_after_step({StopLevel::none, -3, kNever}, costs), StopDecision::save_and_stop);
   EXPECT_EQ(decide_after_step({StopLevel::none, 4, 4}, costs), StopDecision::stop) << "the save does not fit";
@@ -95,6 +97,7 @@ TEST(StopDecisions, InsideAStep) {
   EXPECT_FALSE(gives_up_step({StopLevel::save, kNever, kNever}, costs, 1)) << "there is time";
   EXPECT_FALSE(gives_up_step({StopLevel::grace, 27, 27}, costs, 1));
   EXPECT_TRUE(gives_up_step({StopLevel::grace, 14, 14}, costs, 1));
+  EXPECT_TRUE(gives_up_step({StopLevel::grace, 5.2, 5.2}, costs, 0)) << "while there is time for the save";
   EXPECT_FALSE(gives_up_step({StopLevel::grace, 14, 14}, costs, 0.5)) << "the rest is short";
   EXPECT_TRUE(gives_up_step({StopLevel::none, 9, 9}, costs, 0.5)) << "the job's end comes as surely as a signal";
   EXPECT_FALSE(gives_up_step({StopLevel::none, -1, kNever}, costs, 1)) << "train.max_time kills nobody";
@@ -105,8 +108,8 @@ TEST(StopDecisions, InsideAStep) {
 TEST(StopDecisions, InsideAnEvaluation) {
   const StopCosts costs{10, 5};
   EXPECT_FALSE(gives_up_evaluation({}, costs));
-  EXPECT_FALSE(gives_up_evaluation({StopLevel::none, 6, 6}, costs));
-  EXPECT_TRUE(gives_up_evaluation({StopLevel::none, 4, kNever}, costs));
+  EXPECT_FALSE(gives_up_evaluation({StopLevel::none, 20.6, 20.6}, costs));
+  EXPECT_TRUE(gives_up_evaluation({StopLevel::none, 19.9, kNever}, costs)) << "while there is time for the save";
   EXPECT_TRUE(gives_up_evaluation({StopLevel::save, kNever, kNever}, costs));
   EXPECT_TRUE(gives_up_evaluation({StopLevel::grace, 27, 27}, costs));
 }

@@ -160,7 +160,7 @@ class Signals(StopTest):
 
 class Limits(StopTest):
     def test_the_end_of_the_job_is_kept_without_a_signal(self):
-        process = self.start("job_end", LONG, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 8)})
+        process = self.start("job_end", LONG, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 12)})
         step = self.stopped_at(process, self.end(process, 10), r"the job's time ends \(SLURM_JOB_END_TIME\)")
         self.assertGreater(step, 0)
 
