@@ -190,13 +190,12 @@ TEST(Expand, RecordsEachGrowth) {
   EXPECT_EQ(grown.info().retention, Retention::stage_end);
 
   // A second growth by another rule, after some training.
-  if (test_world().rank() == 0) {
+  on_rank_0([&] {
     const auto self = create_self();
     TinyRun run(config, lab, alone(), lab.path("grown"));
     train(run.trainer, 2);
     run.trainer.save(*self, lab.path("later"), Retention::rolling);
-  }
-  test_world().barrier();
+  });
   ExpandRequest request = request_of(lab.path("later"), lab.path("twice"), GrowthRule::public_code);
   request.growth.counts = {{"ffn", 700}};
   request.growth.noise = 0.25;

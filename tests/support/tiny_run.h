@@ -140,22 +140,28 @@ inline std::vector<StepResult> train(Trainer& trainer, int steps) {
   return results;
 }
 
+/// Rank 0 does `work`, when no rank reads any longer what it may replace; all go on when it is done.
+template <class Work>
+void on_rank_0(const Work& work) {
+  test_world().barrier();
+  if (test_world().rank() == 0) work();
+  test_world().barrier();
+}
+
 /// Saves what `run` holds on this rank alone (the mesh is alone()): rank 0's file, which all ranks may read after this.
 inline void save_alone(TinyRun& run, const std::string& path) {
   const auto self = create_self();
-  if (test_world().rank() == 0) run.trainer.save(*self, path, Retention::rolling);
-  test_world().barrier();
+  on_rank_0([&] { run.trainer.save(*self, path, Retention::rolling); });
 }
 
 /// A checkpoint of a model that rank 0 has trained alone for `steps`.
 inline void train_and_save(const Lab& lab, const RunConfig& config, int steps, const std::string& path) {
-  if (test_world().rank() == 0) {
+  on_rank_0([&] {
     const auto self = create_self();
     TinyRun run(config, lab, alone());
     train(run.trainer, steps);
     run.trainer.save(*self, path, Retention::rolling);
-  }
-  test_world().barrier();
+  });
 }
 
 /// Of a TokenFormer, by TokenGroup; a group of which there are 0 is left out.
@@ -170,11 +176,10 @@ inline std::map<std::string, std::int64_t> counts_of(const std::array<std::int64
 
 /// Rank 0 grows a checkpoint alone. What went wrong there is a failure on rank 0.
 inline void expand_alone(const ExpandRequest& request) {
-  if (test_world().rank() == 0) {
+  on_rank_0([&] {
     const auto self = create_self();
     expand_checkpoint(*self, request);
-  }
-  test_world().barrier();
+  });
 }
 
 inline double relative(double a, double b) { return std::abs(a - b) / std::abs(b); }

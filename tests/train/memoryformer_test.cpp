@@ -313,14 +313,13 @@ TEST(MemoryFormer, GrowsExactly) {
 template <class Change>
 void save_changed(const Lab& lab, const RunConfig& config, const std::string& from, const std::string& to,
                   const Change& change) {
-  if (test_world().rank() == 0) {
+  on_rank_0([&] {
     const auto self = create_self();
     TinyRun run(config, lab, alone(), from);
     CheckpointContents contents = run.trainer.contents(Retention::rolling);
     change(contents.tensors);
     save_checkpoint(*self, to, contents, OnExisting::replace);
-  }
-  test_world().barrier();
+  });
 }
 
 std::vector<std::int32_t> stored_permutations(const std::string& checkpoint) {

@@ -3,7 +3,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <functional>
 
 #include "checkpoint/folder.h"
 #include "checkpoint/manifest.h"
@@ -42,12 +41,6 @@ std::vector<std::int64_t> steps_in(const std::string& folder) {
   std::vector<std::int64_t> steps;
   for (const CheckpointFile& file : list_checkpoints(folder)) steps.push_back(file.step);
   return steps;
-}
-
-void on_rank_0(const std::function<void()>& work) {
-  test_world().barrier();
-  if (test_world().rank() == 0) work();
-  test_world().barrier();
 }
 
 void flip_byte(const std::string& path, std::uint64_t at) {
