@@ -20,6 +20,7 @@ struct AdamWStep {
   double bias2 = 1;         // 1 - beta2^age
   double grad_scale = 1;    // clip factor, applied to g
   IdleRows idle_rows = IdleRows::update;
+  bool operator==(const AdamWStep&) const = default;
 };
 
 /// g' = grad_scale g;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;

@@ -79,7 +79,8 @@ AdamW::AdamW(Allocator& allocator, ParameterSet& parameters, const std::vector<R
     const RowRange& range = owned[i++];
     const std::int64_t n = range.rows * p.columns();
     const Shape shape = p.spec.shape.rank() == 1 ? Shape{range.rows} : Shape{range.rows, p.columns()};
-    states_.push_back({range, m_.rows(offset, n).reshaped(shape), v_.rows(offset, n).reshaped(shape), {AgeSegment{}}});
+    states_.push_back(
+        {range, offset, m_.rows(offset, n).reshaped(shape), v_.rows(offset, n).reshaped(shape), {AgeSegment{}}});
     offset += n;
   }
 }
@@ -183,12 +184,26 @@ double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int6
   if (shards.by_shard()) return norm_by_shard(stream, config, stage, shards);
   std::array<double, 2> squares{};  // sharded over tp, replicated
   add_squares(stream, [&](auto&& f) {
+    // Neighbours in the flat gradients are one part.
+    std::size_t kind = 0;
+    std::int64_t first = 0, elements = 0;
+    const auto end_part = [&] {
+      if (elements > 0) f(squares[kind], parameters_.gradients().rows(first, elements));
+    };
     for_each_trained_span(config, stage,
                           [&](std::size_t, const Parameter& p, const State& s, const Span& span, double) {
                             if (span.rows == 0) return;
-                            f(squares[p.spec.placement == Placement::sharded ? 0 : 1],
-                              p.gradient.rows(s.owned.first + span.first, span.rows));
+                            const std::size_t of = p.spec.placement == Placement::sharded ? 0 : 1;
+                            const std::int64_t begin = p.offset + (s.owned.first + span.first) * p.columns();
+                            if (of != kind || begin != first + elements) {
+                              end_part();
+                              kind = of;
+                              first = begin;
+                              elements = 0;
+                            }
+                            elements += span.rows * p.columns();
                           });
+    end_part();
   });
   if (ownership_ == Ownership::by_dp_rank) {
     mesh.dp_comm->all_reduce(stream, TensorView{squares.data(), DType::f64, Device::cpu, Shape{2}, 2}, ReduceOp::sum);
@@ -197,29 +212,53 @@ double AdamW::gradient_norm(Stream& stream, const TrainConfig& config, std::int6
 }
 
 void AdamW::update(Stream& stream, const TrainConfig& config, std::int64_t stage, double lr, double grad_scale) {
+  // Neighbours in the flat tensors that take the same step are one call of the kernel.
+  struct Run {
+    kernels::AdamWStep step;
+    std::int64_t columns = 1;  // 1 where rows do not count
+    std::int64_t value = 0, moment = 0, elements = 0;
+  } run;
+  const auto end_run = [&] {
+    if (run.elements == 0) return;
+    const auto part = [&](const Tensor& flat, std::int64_t first) {
+      return flat.rows(first, run.elements).reshaped(Shape{run.elements / run.columns, run.columns});
+    };
+    Tensor value = part(parameters_.values(), run.value);
+    const Tensor gradient = part(parameters_.gradients(), run.value);
+    Tensor m = part(m_, run.moment), v = part(v_, run.moment);
+    kernels::adamw_update(stream, run.step, value.view(), gradient.view(), m.view(), v.view());
+  };
   for_each_trained_span(config, stage,
                         [&](std::size_t i, const Parameter& p, const State& s, const Span& span, double rate) {
                           AgeSegment& segment = states_[i].segments[span.segment];
                           ++segment.age;
                           if (span.rows == 0) return;
                           const auto age = static_cast<double>(segment.age);
-                          kernels::AdamWStep step;
-                          step.lr = lr * rate;
-                          step.beta1 = config.beta1;
-                          step.beta2 = config.beta2;
-                          step.eps = config.eps;
-                          step.weight_decay = p.spec.decay == Decay::yes ? config.weight_decay : 0;
-                          step.bias1 = 1 - std::pow(config.beta1, age);
-                          step.bias2 = 1 - std::pow(config.beta2, age);
-                          step.grad_scale = grad_scale;
+                          Run next;
+                          next.step.lr = lr * rate;
+                          next.step.beta1 = config.beta1;
+                          next.step.beta2 = config.beta2;
+                          next.step.eps = config.eps;
+                          next.step.weight_decay = p.spec.decay == Decay::yes ? config.weight_decay : 0;
+                          next.step.bias1 = 1 - std::pow(config.beta1, age);
+                          next.step.bias2 = 1 - std::pow(config.beta2, age);
+                          next.step.grad_scale = grad_scale;
                           if (p.spec.rows_used == RowsUsed::some && config.idle_rows == IdleRows::skip) {
-                            step.idle_rows = kernels::IdleRows::skip;
+                            next.step.idle_rows = kernels::IdleRows::skip;
+                            next.columns = p.columns();
                           }
-                          Tensor value = p.value().rows(s.owned.first + span.first, span.rows);
-                          const Tensor gradient = p.gradient.rows(s.owned.first + span.first, span.rows);
-                          Tensor m = s.m.rows(span.first, span.rows), v = s.v.rows(span.first, span.rows);
-                          kernels::adamw_update(stream, step, value.view(), gradient.view(), m.view(), v.view());
+                          next.value = p.offset + (s.owned.first + span.first) * p.columns();
+                          next.moment = s.offset + span.first * p.columns();
+                          next.elements = span.rows * p.columns();
+                          if (next.step == run.step && next.columns == run.columns &&
+                              next.value == run.value + run.elements && next.moment == run.moment + run.elements) {
+                            run.elements += next.elements;
+                          } else {
+                            end_run();
+                            run = next;
+                          }
                         });
+  end_run();
 }
 
 AdamW make_optimizer(const RunConfig& config, Allocator& allocator, ParameterSet& parameters,

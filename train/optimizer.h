@@ -37,6 +37,7 @@ class AdamW {
 
   struct State {
     RowRange owned;                    // of the rows held here
+    std::int64_t offset = 0;           // element of the flat moments at which they begin
     Tensor m, v;                       // [owned.rows, columns]
     std::vector<AgeSegment> segments;  // of the whole parameter, by first_row, the first at 0; the same on every rank
   };

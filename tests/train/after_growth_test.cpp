@@ -1,6 +1,8 @@
 // The first steps of a stage: what the configuration asks for old and new rows, moments, ages and the schedule.
 #include <gtest/gtest.h>
 
+#include "core/profile.h"
+#include "kernels/adamw.h"
 #include "model/tokenformer.h"
 #include "support/tiny_run.h"
 
@@ -113,6 +115,75 @@ TEST_F(AfterGrowth, NewRowsLearnFromTheFirstStep) {
   run.trainer.step();
   EXPECT_GT(new_gradient(".keys"), 0.0);
   EXPECT_GT(new_gradient(".values"), 0.0);
+}
+
+/// Parts of a run's flat tensors, stepped one by one, segment by segment.
+class OneByOne {
+ public:
+  explicit OneByOne(TinyRun& run) : run_(run) {
+    for (std::size_t i = 0; i < parameters().size(); ++i) {
+      const AdamW::State& state = run_.trainer.optimizer().state(i);
+      copies_.push_back({parameters()[i].value().clone(run_.allocator), state.m.clone(run_.allocator),
+                         state.v.clone(run_.allocator)});
+    }
+  }
+  /// Follows the step that the run has just taken without clipping, and expects its bits.
+  void expect_same(const RunConfig& config, double lr) {
+    for (std::size_t i = 0; i < parameters().size(); ++i) {
+      const Parameter& p = parameters()[i];
+      const AdamW::State& state = run_.trainer.optimizer().state(i);
+      for (std::size_t k = 0; k < state.segments.size(); ++k) {
+        const std::int64_t end = k + 1 < state.segments.size() ? state.segments[k + 1].first_row : p.rows;
+        const RowRange rows{state.segments[k].first_row, end - state.segments[k].first_row};
+        kernels::AdamWStep step;
+        step.lr = lr;
+        step.beta1 = config.train.beta1;
+        step.beta2 = config.train.beta2;
+        step.eps = config.train.eps;
+        step.weight_decay = p.spec.decay == Decay::yes ? config.train.weight_decay : 0;
+        step.bias1 = 1 - std::pow(step.beta1, static_cast<double>(state.segments[k].age));
+        step.bias2 = 1 - std::pow(step.beta2, static_cast<double>(state.segments[k].age));
+        const auto part = [&](const Tensor& x) { return x.rows(rows.first, rows.rows); };
+        Tensor value = part(copies_[i].value), m = part(copies_[i].m), v = part(copies_[i].v);
+        const Tensor gradient = part(p.gradient);
+        kernels::adamw_update(run_.stream, step, value.view(), gradient.view(), m.view(), v.view());
+      }
+      EXPECT_TRUE(values_of(copies_[i].value) == values_of(p.value())) << p.path();
+      EXPECT_TRUE(values_of(copies_[i].m) == values_of(state.m)) << p.path();
+      EXPECT_TRUE(values_of(copies_[i].v) == values_of(state.v)) << p.path();
+    }
+  }
+
+ private:
+  struct Copy {
+    Tensor value, m, v;
+  };
+  std::deque<Parameter>& parameters() { return run_.trainer.model().parameters().all(); }
+
+  TinyRun& run_;
+  std::vector<Copy> copies_;
+};
+
+TEST_F(AfterGrowth, NeighboursOfOneAgeAreOneUpdate) {
+  config_.train.clip = 0;
+  config_.train.growth.new_rows_warmup_steps = 0;
+  const auto calls_of_a_step = [&](TinyRun run) {
+    run.trainer.step();
+    OneByOne alone(run);
+    Profile profile;
+    run.stream.set_profile(&profile);
+    const StepResult result = run.trainer.step();
+    run.stream.set_profile(nullptr);
+    alone.expect_same(config_, result.lr);
+    std::map<std::string_view, std::int64_t> calls;
+    for (const Profile::Entry& entry : profile.entries()) calls[entry.name] = entry.calls;
+    return std::pair(calls["adamw_update"], calls["sum_of_squares"]);
+  };
+  // The last norm does not decay, and is held whole.
+  EXPECT_EQ(calls_of_a_step({config_, lab_, alone()}), (std::pair<std::int64_t, std::int64_t>(2, 2)));
+  // 2 layers have 8 grown matrices each, whose new rows part the old ones; the norm does not ask for ages.
+  EXPECT_EQ(calls_of_a_step({config_, lab_, alone(), lab_.path("grown")}),
+            (std::pair<std::int64_t, std::int64_t>(2 * 2 * 8 + 1, 2)));
 }
 
 TEST_F(AfterGrowth, FrozenOldRowsAreUntouched) {
