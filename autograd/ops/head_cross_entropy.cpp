@@ -42,12 +42,12 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
   if (node != nullptr && wide != h.dtype()) narrow_buffer = tape.empty(Shape{step * vocab}, h.dtype());
   Tensor max_buffer = tape.empty(Shape{shards * step, 1}, wide, Purpose::communication);
   Tensor sum_buffer = tape.empty(Shape{shards * step, 2}, wide, Purpose::communication);
-  // Of all shards; where there is one here, the same.
+  // Of all shards; where there is one in all, the same. A maximum of its own each shard needs until its sum is
+  // rescaled.
+  const bool alone = reducer.is_identity() && !by_shard;
   Tensor max_total = max_buffer, sum_total = sum_buffer, dh_buffer;
-  if (by_shard) {
-    max_total = tape.empty(Shape{step, 1}, wide, Purpose::communication);
-    sum_total = tape.empty(Shape{step, 2}, wide, Purpose::communication);
-  }
+  if (!alone) max_total = tape.empty(Shape{step, 1}, wide, Purpose::communication);
+  if (by_shard) sum_total = tape.empty(Shape{step, 2}, wide, Purpose::communication);
   Tensor nll_buffer = tape.empty(Shape{step}, DType::f64), total = tape.empty(Shape{1}, DType::f64);
   kernels::fill(stream, total.view(), 0);
   const bool wants_dh = node != nullptr && node->dh;
@@ -65,6 +65,8 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     const auto part_of = [&](const Tensor& buffer, const RowShards::Range& shard) {
       return buffer.rows(count * shard.first, count * shard.rows).reshaped(Shape{count, shard.rows}).view();
     };
+    const auto own_max = [&](std::int64_t s) { return max_buffer.view().row_range(s * count, count); };
+    const auto own_sums = [&](std::int64_t s) { return sum_buffer.view().row_range(s * count, count); };
     const auto logits_of = [&](const RowShards::Range& shard) { return part_of(logits_buffer, shard); };
     Tensor nll = nll_out ? nll_out.rows(first, count) : nll_buffer.rows(0, count);
 
@@ -73,17 +75,20 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
       const TensorView logits = logits_of(shard);
       kernels::gemm(stream, Transpose::no, Transpose::yes, 1.0, x, table.view().row_range(shard.first, shard.rows),
                     GradMode::overwrite, logits);
-      kernels::cross_entropy_row_max(stream, logits, max_buffer.view().row_range(s * count, count));
+      const TensorView own = own_sums(s);
+      kernels::cross_entropy_row_statistics(stream, logits, target, first_row + shard.first, own_max(s),
+                                            own.column_range(0, 1), own.column_range(1, 1));
     }
-    reducer.max(stream, max_buffer.view().row_range(0, shards * count), row_max);
-    for (std::int64_t s = 0; s < shards; ++s) {
-      const RowShards::Range shard = head.rows.range(s, vocab);
-      const TensorView own = sum_buffer.view().row_range(s * count, count);
-      kernels::cross_entropy_row_sum(stream, logits_of(shard), row_max, target, first_row + shard.first,
-                                     own.column_range(0, 1), own.column_range(1, 1));
+    if (!alone) {
+      const TensorView all_max = max_buffer.view().row_range(0, shards * count);
+      if (!by_shard) kernels::add_to(stream, all_max, GradMode::overwrite, row_max);
+      reducer.max(stream, by_shard ? all_max : row_max, row_max);
+      for (std::int64_t s = 0; s < shards; ++s) {
+        kernels::cross_entropy_rescale(stream, own_max(s), row_max, own_sums(s).column_range(0, 1));
+      }
+      reducer.sum(stream, sum_buffer.view().row_range(0, shards * count), sums);
     }
-    reducer.sum(stream, sum_buffer.view().row_range(0, shards * count), sums);
-    kernels::cross_entropy_nll(stream, row_sum, target_logit, target, nll.view());
+    kernels::cross_entropy_nll(stream, row_max, row_sum, target_logit, target, nll.view());
     kernels::sum_to(stream, nll.view(), GradMode::accumulate, total.view());
 
     if (node == nullptr) continue;
@@ -91,12 +96,9 @@ Tensor run_chunks(Tape& tape, const Var& h, const Var& table, const Tensor& targ
     for (std::int64_t s = 0; s < shards; ++s) {
       const RowShards::Range shard = head.rows.range(s, vocab);
       const TensorView logits = logits_of(shard);
-      kernels::cross_entropy_backward(stream, row_max, row_sum, target, first_row + shard.first, weight, logits);
-      TensorView dlogits = logits;
-      if (narrow_buffer) {
-        dlogits = part_of(narrow_buffer, shard);
-        kernels::convert(stream, logits, dlogits);
-      }
+      const TensorView dlogits = narrow_buffer ? part_of(narrow_buffer, shard) : logits;
+      kernels::cross_entropy_backward(stream, row_max, row_sum, target, first_row + shard.first, weight, logits,
+                                      dlogits);
       if (wants_dh) {
         kernels::gemm(
             stream, Transpose::no, Transpose::no, 1.0, dlogits, table.view().row_range(shard.first, shard.rows),

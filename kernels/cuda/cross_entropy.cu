@@ -17,53 +17,69 @@ __device__ void packs_of_row(T* row, std::int64_t columns, const F& f) {
   over_row<std::remove_const_t<T>, kCount, kThreads>(columns, [&](std::int64_t c) { f(load<kCount>(row + c), c); });
 }
 
-template <int kCount, class T>
-__global__ void __launch_bounds__(kThreads) row_max_kernel(Rows<const T> logits, Rows<T> row_max) {
-  T most = -std::numeric_limits<T>::infinity();
-  packs_of_row<kCount>(logits.row(blockIdx.x), logits.columns, [&](const auto& z, std::int64_t) {
-    for (int k = 0; k < kCount; ++k) most = Largest()(most, z.element[k]);
-  });
-  most = over_block<Largest, kThreads>(most);
-  if (threadIdx.x == 0) *row_max.row(blockIdx.x) = most;
-}
+/// A thread's sum is taken relative to a logit of its own that is less than this below its largest: seldom does another
+/// take its place, and exp(kSlack) is as exact as 1.
+constexpr int kSlack = 8;
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
-    row_sum_kernel(Rows<const T> logits, Rows<const T> row_max, const std::int32_t* targets, std::int64_t first_column,
-                   Rows<T> row_sum, Rows<T> target_logit) {
+    row_statistics_kernel(Rows<const T> logits, const std::int32_t* targets, std::int64_t first_column, Rows<T> row_max,
+                          Rows<T> row_sum, Rows<T> target_logit) {
   const std::int64_t r = blockIdx.x;
-  const T shift = *row_max.row(r);
+  T most = -std::numeric_limits<T>::infinity(), shift = std::numeric_limits<T>::lowest(), sum = 0;
   double total = 0;
-  T sum = 0;
   int terms = 0;
   packs_of_row<kCount>(logits.row(r), logits.columns, [&](const auto& z, std::int64_t) {
-    for (int k = 0; k < kCount; ++k) sum += exp(z.element[k] - shift);
+    for (int k = 0; k < kCount; ++k) {
+      most = Largest()(most, z.element[k]);
+      if (z.element[k] > shift + kSlack) {
+        const T smaller = exp(shift - z.element[k]);
+        sum *= smaller;
+        total *= static_cast<double>(smaller);
+        shift = z.element[k];
+      }
+      sum += exp(z.element[k] - shift);
+    }
     terms += kCount;
     if (terms < kTermsInOneSum) return;
     total += static_cast<double>(sum);
     sum = 0;
     terms = 0;
   });
-  total = over_block<Sum, kThreads>(total + static_cast<double>(sum));
+  total += static_cast<double>(sum);
+  most = over_block<Largest, kThreads>(most);
+  // A thread without columns has no logit to be relative to.
+  const double to_most = total == 0 ? 0 : static_cast<double>(exp(shift - most));
+  total = over_block<Sum, kThreads>(total * to_most);
   if (threadIdx.x != 0) return;
   const std::int64_t column = targets[r] - first_column;
   const bool held = targets[r] >= 0 && column >= 0 && column < logits.columns;
+  *row_max.row(r) = most;
   *row_sum.row(r) = static_cast<T>(total);
-  *target_logit.row(r) = held ? logits.row(r)[column] - shift : T(0);
+  *target_logit.row(r) = held ? logits.row(r)[column] : T(0);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) nll_kernel(Rows<const T> row_sum, Rows<const T> target_logit,
-                                                       const std::int32_t* targets, std::int64_t count, double* nll) {
+__global__ void __launch_bounds__(kThreads)
+    rescale_kernel(Rows<const T> own_max, Rows<const T> row_max, Rows<T> row_sum) {
   const std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (r >= count) return;
-  nll[r] = targets[r] < 0 ? 0.0 : log(static_cast<double>(*row_sum.row(r))) - static_cast<double>(*target_logit.row(r));
+  if (r < row_sum.rows) *row_sum.row(r) *= exp(*own_max.row(r) - *row_max.row(r));
 }
 
-template <int kCount, class T>
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    nll_kernel(Rows<const T> row_max, Rows<const T> row_sum, Rows<const T> target_logit, const std::int32_t* targets,
+               std::int64_t count, double* nll) {
+  const std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (r >= count) return;
+  const double shifted = static_cast<double>(*row_max.row(r)) - static_cast<double>(*target_logit.row(r));
+  nll[r] = targets[r] < 0 ? 0.0 : log(static_cast<double>(*row_sum.row(r))) + shifted;
+}
+
+template <int kCount, class T, class Out>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(Rows<const T> row_max, Rows<const T> row_sum, const std::int32_t* targets,
-                    std::int64_t first_column, double weight, Rows<T> logits) {
+                    std::int64_t first_column, double weight, Rows<const T> logits, Rows<Out> dlogits) {
   const std::int64_t r = blockIdx.x;
   const bool counts = targets[r] >= 0;
   const std::int64_t column = targets[r] - first_column;
@@ -73,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
       const T gradient = factor * exp(z.element[k] - shift);
       z.element[k] = !counts ? T(0) : c + k == column ? gradient - static_cast<T>(weight) : gradient;
     }
-    store<kCount>(logits.row(r) + c, z);
+    store<kCount>(dlogits.row(r) + c, z);
   });
 }
 
@@ -82,51 +98,55 @@ unsigned grid_of(std::int64_t rows) { return static_cast<unsigned>(rows); }
 }  // namespace
 
 template <class T>
-void cross_entropy_row_max(const Stream& stream, Rows<const T> logits, Rows<T> row_max) {
+void cross_entropy_row_statistics(const Stream& stream, Rows<const T> logits, const std::int32_t* targets,
+                                  std::int64_t first_column, Rows<T> row_max, Rows<T> row_sum, Rows<T> target_logit) {
   constexpr int kCount = kWhole<T>;
   if (logits.rows == 0) return;
   launch(stream, grid_of(logits.rows), kThreads, 0,
-         packs<kCount>(logits) ? row_max_kernel<kCount, T> : row_max_kernel<1, T>, logits, row_max);
+         packs<kCount>(logits) ? row_statistics_kernel<kCount, T> : row_statistics_kernel<1, T>, logits, targets,
+         first_column, row_max, row_sum, target_logit);
 }
 
 template <class T>
-void cross_entropy_row_sum(const Stream& stream, Rows<const T> logits, Rows<const T> row_max,
-                           const std::int32_t* targets, std::int64_t first_column, Rows<T> row_sum,
-                           Rows<T> target_logit) {
-  constexpr int kCount = kWhole<T>;
-  if (logits.rows == 0) return;
-  launch(stream, grid_of(logits.rows), kThreads, 0,
-         packs<kCount>(logits) ? row_sum_kernel<kCount, T> : row_sum_kernel<1, T>, logits, row_max, targets,
-         first_column, row_sum, target_logit);
+void cross_entropy_rescale(const Stream& stream, Rows<const T> own_max, Rows<const T> row_max, Rows<T> row_sum) {
+  if (row_sum.rows == 0) return;
+  launch(stream, blocks_for(row_sum.rows, kThreads), kThreads, 0, rescale_kernel<T>, own_max, row_max, row_sum);
 }
 
 template <class T>
-void cross_entropy_nll(const Stream& stream, Rows<const T> row_sum, Rows<const T> target_logit,
+void cross_entropy_nll(const Stream& stream, Rows<const T> row_max, Rows<const T> row_sum, Rows<const T> target_logit,
                        const std::int32_t* targets, std::int64_t count, double* nll) {
   if (count == 0) return;
-  launch(stream, blocks_for(count, kThreads), kThreads, 0, nll_kernel<T>, row_sum, target_logit, targets, count, nll);
+  launch(stream, blocks_for(count, kThreads), kThreads, 0, nll_kernel<T>, row_max, row_sum, target_logit, targets,
+         count, nll);
 }
 
-template <class T>
+template <class T, class Out>
 void cross_entropy_backward(const Stream& stream, Rows<const T> row_max, Rows<const T> row_sum,
-                            const std::int32_t* targets, std::int64_t first_column, double weight, Rows<T> logits) {
+                            const std::int32_t* targets, std::int64_t first_column, double weight, Rows<const T> logits,
+                            Rows<Out> dlogits) {
   constexpr int kCount = kWhole<T>;
   if (logits.elements() == 0) return;
+  const bool whole = packs<kCount>(logits) && packs<kCount>(dlogits);
   launch(stream, grid_of(logits.rows), kThreads, 0,
-         packs<kCount>(logits) ? backward_kernel<kCount, T> : backward_kernel<1, T>, row_max, row_sum, targets,
-         first_column, weight, logits);
+         whole ? backward_kernel<kCount, T, Out> : backward_kernel<1, T, Out>, row_max, row_sum, targets, first_column,
+         weight, logits, dlogits);
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                        \
-  template void cross_entropy_row_max<T>(const Stream&, Rows<const T>, Rows<T>);                                     \
-  template void cross_entropy_row_sum<T>(const Stream&, Rows<const T>, Rows<const T>, const std::int32_t*,           \
-                                         std::int64_t, Rows<T>, Rows<T>);                                            \
-  template void cross_entropy_nll<T>(const Stream&, Rows<const T>, Rows<const T>, const std::int32_t*, std::int64_t, \
-                                     double*);                                                                       \
-  template void cross_entropy_backward<T>(const Stream&, Rows<const T>, Rows<const T>, const std::int32_t*,          \
-                                          std::int64_t, double, Rows<T>)
+#define TFORGE_INSTANTIATE_BACKWARD(T, Out)                                                                      \
+  template void cross_entropy_backward<T, Out>(const Stream&, Rows<const T>, Rows<const T>, const std::int32_t*, \
+                                               std::int64_t, double, Rows<const T>, Rows<Out>)
+#define TFORGE_INSTANTIATE(T)                                                                                         \
+  template void cross_entropy_row_statistics<T>(const Stream&, Rows<const T>, const std::int32_t*, std::int64_t,      \
+                                                Rows<T>, Rows<T>, Rows<T>);                                           \
+  template void cross_entropy_rescale<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<T>);                       \
+  template void cross_entropy_nll<T>(const Stream&, Rows<const T>, Rows<const T>, Rows<const T>, const std::int32_t*, \
+                                     std::int64_t, double*);                                                          \
+  TFORGE_INSTANTIATE_BACKWARD(T, T)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);
+TFORGE_INSTANTIATE_BACKWARD(float, bf16);
 #undef TFORGE_INSTANTIATE
+#undef TFORGE_INSTANTIATE_BACKWARD
 
 }  // namespace tforge::kernels::cuda

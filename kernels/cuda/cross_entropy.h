@@ -8,16 +8,17 @@
 namespace tforge::kernels::cuda {
 
 template <class T>
-void cross_entropy_row_max(const Stream& stream, Rows<const T> logits, Rows<T> row_max);
+void cross_entropy_row_statistics(const Stream& stream, Rows<const T> logits, const std::int32_t* targets,
+                                  std::int64_t first_column, Rows<T> row_max, Rows<T> row_sum, Rows<T> target_logit);
 template <class T>
-void cross_entropy_row_sum(const Stream& stream, Rows<const T> logits, Rows<const T> row_max,
-                           const std::int32_t* targets, std::int64_t first_column, Rows<T> row_sum,
-                           Rows<T> target_logit);
+void cross_entropy_rescale(const Stream& stream, Rows<const T> own_max, Rows<const T> row_max, Rows<T> row_sum);
 template <class T>
-void cross_entropy_nll(const Stream& stream, Rows<const T> row_sum, Rows<const T> target_logit,
+void cross_entropy_nll(const Stream& stream, Rows<const T> row_max, Rows<const T> row_sum, Rows<const T> target_logit,
                        const std::int32_t* targets, std::int64_t count, double* nll);
-template <class T>
+/// Out: T, or bf16 beside f32.
+template <class T, class Out>
 void cross_entropy_backward(const Stream& stream, Rows<const T> row_max, Rows<const T> row_sum,
-                            const std::int32_t* targets, std::int64_t first_column, double weight, Rows<T> logits);
+                            const std::int32_t* targets, std::int64_t first_column, double weight, Rows<const T> logits,
+                            Rows<Out> dlogits);
 
 }  // namespace tforge::kernels::cuda

@@ -20,16 +20,21 @@ struct Rows {
 template <class T>
 Rows<T> forward(const Matrix<T>& logits, const Matrix<std::int32_t>& targets) {
   Rows<T> r(logits.rows());
-  kernels::cross_entropy_row_max(cpu, logits.view(), r.max.view());
-  kernels::cross_entropy_row_sum(cpu, logits.view(), r.max.view(), targets.vector(), 0, r.sum.view(), r.target.view());
-  kernels::cross_entropy_nll(cpu, r.sum.view(), r.target.view(), targets.vector(), r.nll.vector());
+  kernels::cross_entropy_row_statistics(cpu, logits.view(), targets.vector(), 0, r.max.view(), r.sum.view(),
+                                        r.target.view());
+  kernels::cross_entropy_nll(cpu, r.max.view(), r.sum.view(), r.target.view(), targets.vector(), r.nll.vector());
   return r;
 }
 
 template <class T>
 Matrix<T> backward(const Matrix<T>& logits, const Rows<T>& r, const Matrix<std::int32_t>& targets, double weight) {
-  auto gradient = logits;
-  kernels::cross_entropy_backward(cpu, r.max.view(), r.sum.view(), targets.vector(), 0, weight, gradient.view());
+  Matrix<T> gradient(logits.rows(), logits.columns(), 2);
+  kernels::cross_entropy_backward(cpu, r.max.view(), r.sum.view(), targets.vector(), 0, weight, logits.view(),
+                                  gradient.view());
+  auto in_place = logits;
+  kernels::cross_entropy_backward(cpu, r.max.view(), r.sum.view(), targets.vector(), 0, weight, in_place.view(),
+                                  in_place.view());
+  EXPECT_TRUE(gradient.same_bits(in_place));
   return gradient;
 }
 
@@ -126,30 +131,33 @@ TEST(CrossEntropy, ThreeShardsReducedByHandEqualTheWhole) {
   const auto whole = forward(logits, targets);
   const auto whole_gradient = backward(logits, whole, targets, 0.7);
 
-  Rows<double> reduced(kRows), part(kRows);
+  Rows<double> reduced(kRows);
+  std::vector<Rows<double>> parts(3, Rows<double>(kRows));
   for (std::int64_t r = 0; r < kRows; ++r) {
     reduced.max(r, 0) = -std::numeric_limits<double>::infinity();
     reduced.sum(r, 0) = reduced.target(r, 0) = 0;
   }
   const auto shard = [&](int k) { return logits.view().column_range(borders[k], borders[k + 1] - borders[k]); };
   for (int k = 0; k < 3; ++k) {
-    kernels::cross_entropy_row_max(cpu, shard(k), part.max.view());
+    Rows<double>& part = parts[static_cast<std::size_t>(k)];
+    kernels::cross_entropy_row_statistics(cpu, shard(k), targets.vector(), borders[k], part.max.view(), part.sum.view(),
+                                          part.target.view());
     for (std::int64_t r = 0; r < kRows; ++r) reduced.max(r, 0) = std::max(reduced.max(r, 0), part.max(r, 0));
   }
-  for (int k = 0; k < 3; ++k) {
-    kernels::cross_entropy_row_sum(cpu, shard(k), reduced.max.view(), targets.vector(), borders[k], part.sum.view(),
-                                   part.target.view());
+  for (Rows<double>& part : parts) {
+    kernels::cross_entropy_rescale(cpu, part.max.view(), reduced.max.view(), part.sum.view());
     for (std::int64_t r = 0; r < kRows; ++r) {
       reduced.sum(r, 0) += part.sum(r, 0);
       reduced.target(r, 0) += part.target(r, 0);
     }
   }
-  kernels::cross_entropy_nll(cpu, reduced.sum.view(), reduced.target.view(), targets.vector(), reduced.nll.vector());
+  kernels::cross_entropy_nll(cpu, reduced.max.view(), reduced.sum.view(), reduced.target.view(), targets.vector(),
+                             reduced.nll.vector());
   test::expect_near(reduced.nll, whole.nll, 1e-14);
   auto gradient = logits;
   for (int k = 0; k < 3; ++k) {
     kernels::cross_entropy_backward(cpu, reduced.max.view(), reduced.sum.view(), targets.vector(), borders[k], 0.7,
-                                    gradient.view().column_range(borders[k], borders[k + 1] - borders[k]));
+                                    shard(k), gradient.view().column_range(borders[k], borders[k + 1] - borders[k]));
   }
   test::expect_near(gradient, whole_gradient, 1e-15);
 }
@@ -166,12 +174,21 @@ TEST(CrossEntropy, ARankWithoutColumns) {
 TEST(CrossEntropy, RefusesWhatDoesNotFit) {
   Matrix<float> logits(4, 5), max(4, 1), other(3, 1);
   Matrix<std::int32_t> targets(1, 4);
-  EXPECT_THROW(kernels::cross_entropy_row_max(cpu, logits.view(), other.view()), ShapeError);
-  EXPECT_THROW(kernels::cross_entropy_row_sum(cpu, logits.view(), max.view(), logits.view(), 0, max.view(), max.view()),
+  const auto statistics = [&](ConstTensorView targets_, TensorView row_max) {
+    kernels::cross_entropy_row_statistics(cpu, logits.view(), targets_, 0, row_max, max.view(), max.view());
+  };
+  EXPECT_THROW(statistics(targets.vector(), other.view()), ShapeError);
+  EXPECT_THROW(statistics(logits.view(), max.view()), DTypeError);
+  EXPECT_THROW(kernels::cross_entropy_rescale(cpu, other.view(), max.view(), max.view()), ShapeError);
+  EXPECT_THROW(kernels::cross_entropy_nll(cpu, max.view(), max.view(), max.view(), targets.vector(), max.view()),
                DTypeError);
-  EXPECT_THROW(kernels::cross_entropy_nll(cpu, max.view(), max.view(), targets.vector(), max.view()), DTypeError);
-  EXPECT_THROW(kernels::cross_entropy_backward(cpu, max.view(), other.view(), targets.vector(), 0, 1, logits.view()),
-               ShapeError);
+  const auto back = [&](ConstTensorView row_sum, TensorView dlogits) {
+    kernels::cross_entropy_backward(cpu, max.view(), row_sum, targets.vector(), 0, 1, logits.view(), dlogits);
+  };
+  EXPECT_THROW(back(other.view(), logits.view()), ShapeError);
+  EXPECT_THROW(back(max.view(), other.view()), ShapeError);
+  Matrix<bf16> narrow(4, 5);
+  EXPECT_THROW(back(max.view(), narrow.view()), DTypeError) << "on devices alone";
 }
 
 template <class T>
@@ -183,19 +200,22 @@ void compare_on_cuda(test::CudaDevice& device, double tolerance) {
     targets(0, rows - 1) = rows > 1 ? -1 : 0;
     Rows<T> got(rows), want(rows);
     auto gradient = logits, want_gradient = logits;
-    const auto run = [](Stream& s, auto targets_, auto max, auto sum, auto target, auto nll, auto z) {
-      kernels::cross_entropy_row_max(s, z, max);
-      kernels::cross_entropy_row_sum(s, z, max, targets_, 1, sum, target);
-      kernels::cross_entropy_nll(s, sum, target, targets_, nll);
-      kernels::cross_entropy_backward(s, max, sum, targets_, 1, 0.25, z);
+    // As if another shard had the largest logits of all.
+    auto larger = Matrix<T>::random(rows, 1, 2, 4, padding);
+    for (std::int64_t r = 0; r < rows; ++r) larger(r, 0) += 5;
+    const auto run = [](Stream& s, auto targets_, auto all_max, auto max, auto sum, auto target, auto nll, auto z) {
+      kernels::cross_entropy_row_statistics(s, z, targets_, 1, max, sum, target);
+      kernels::cross_entropy_rescale(s, max, all_max, sum);
+      kernels::cross_entropy_nll(s, all_max, sum, target, targets_, nll);
+      kernels::cross_entropy_backward(s, all_max, sum, targets_, 1, 0.25, z, z);
     };
     test::with_copies(
         device,
-        [&](auto targets_, auto max, auto sum, auto target, auto nll, auto z) {
-          run(stream, test::vector_of(targets_), max, sum, target, test::vector_of(nll), z);
+        [&](auto targets_, auto all_max, auto max, auto sum, auto target, auto nll, auto z) {
+          run(stream, test::vector_of(targets_), all_max, max, sum, target, test::vector_of(nll), z);
         },
-        targets, got.max, got.sum, got.target, got.nll, gradient);
-    run(cpu, targets.vector(), want.max.view(), want.sum.view(), want.target.view(), want.nll.vector(),
+        targets, larger, got.max, got.sum, got.target, got.nll, gradient);
+    run(cpu, targets.vector(), larger.view(), want.max.view(), want.sum.view(), want.target.view(), want.nll.vector(),
         want_gradient.view());
     EXPECT_TRUE(got.max.same_bits(want.max));
     test::expect_near(got.sum, want.sum, tolerance * want.sum.largest());
@@ -212,6 +232,76 @@ TEST(CrossEntropy, CudaFollowsTheCpu) {
   });
 }
 
+/// 5 rows of logits that rise by far more than exp can bear, and fall; among them some of probability 0.
+Matrix<float> steep_logits(std::int64_t padding) {
+  constexpr std::int64_t kVocab = 70004;  // some hundred logits a thread, which join their sum in f64 on the way
+  Matrix<float> logits(5, kVocab, padding);
+  const Rng rng(7, "noise");
+  for (std::int64_t i = 0; i < 5 * kVocab; ++i) {
+    const std::int64_t r = i / kVocab, c = i % kVocab;
+    const double slope = r == 0 ? 0.25 : r == 1 ? -0.25 : r == 2 ? 0.005 : 0;
+    logits(r, c) = static_cast<float>(slope * static_cast<double>(c) + rng.normal(static_cast<std::uint64_t>(i)));
+    if (r == 3 && c % 3 == 0) logits(r, c) = -std::numeric_limits<float>::infinity();
+    if (r == 4) logits(r, c) -= c == 50000 ? 0 : 2e4F;
+  }
+  return logits;
+}
+
+struct OnDevice {
+  Rows<float> rows{5};
+  Matrix<float> gradient;
+  Matrix<bf16> narrow;
+  OnDevice(test::CudaDevice& device, const Matrix<float>& logits, const Matrix<std::int32_t>& targets,
+           std::int64_t padding)
+      : gradient(5, logits.columns(), padding), narrow(5, logits.columns(), padding) {
+    test::with_copies(
+        device,
+        [&](auto z, auto t, auto max, auto sum, auto target, auto dz, auto narrow_dz) {
+          const ConstTensorView ids = test::vector_of(t);
+          kernels::cross_entropy_row_statistics(device.stream, z, ids, 0, max, sum, target);
+          kernels::cross_entropy_backward(device.stream, max, sum, ids, 0, 0.5, z, dz);
+          kernels::cross_entropy_backward(device.stream, max, sum, ids, 0, 0.5, z, narrow_dz);
+        },
+        logits, targets, rows.max, rows.sum, rows.target, gradient, narrow);
+  }
+};
+
+TEST(CrossEntropy, CudaFollowsSteepLogits) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const auto logits = steep_logits(0);
+    const auto targets = random_targets(5, logits.columns());
+    const auto want = forward(logits, targets);
+    const OnDevice got(device, logits, targets, 0);
+    EXPECT_TRUE(got.rows.max.same_bits(want.max));
+    EXPECT_TRUE(got.rows.target.same_bits(want.target));
+    for (std::int64_t r = 0; r < 5; ++r) EXPECT_NEAR(got.rows.sum(r, 0) / want.sum(r, 0), 1, 2e-6) << r;
+    test::expect_near(got.gradient, backward(logits, want, targets, 0.5), 1e-6);
+  });
+}
+
+TEST(CrossEntropy, CudaHasTheSameBitsWhereverRowsBegin) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const auto targets = random_targets(5, steep_logits(0).columns());
+    const OnDevice packs(device, steep_logits(0), targets, 0), apart(device, steep_logits(1), targets, 3);
+    EXPECT_TRUE(packs.rows.max.same_bits(apart.rows.max));
+    EXPECT_TRUE(packs.rows.sum.same_bits(apart.rows.sum));
+    EXPECT_TRUE(packs.gradient.same_bits(apart.gradient));
+    EXPECT_TRUE(packs.narrow.same_bits(apart.narrow) && apart.narrow.padding_untouched());
+  });
+}
+
+TEST(CrossEntropy, CudaRoundsTheGradientOnce) {
+  test::on_cuda([](test::CudaDevice& device) {
+    const auto logits = steep_logits(0);
+    const OnDevice got(device, logits, random_targets(5, logits.columns()), 0);
+    for (std::int64_t r = 0; r < 5; ++r) {
+      for (std::int64_t c = 0; c < logits.columns(); ++c) {
+        ASSERT_EQ(got.narrow(r, c).bits, bf16(got.gradient(r, c)).bits) << r << ", " << c;
+      }
+    }
+  });
+}
+
 TEST(CrossEntropy, CudaShowsNaN) {
   test::on_cuda([](test::CudaDevice& device) {
     auto logits = Matrix<float>::random(1, 257, 1);
@@ -221,9 +311,8 @@ TEST(CrossEntropy, CudaShowsNaN) {
     test::with_copies(
         device,
         [&](auto z, auto t, auto max, auto sum, auto target, auto nll) {
-          kernels::cross_entropy_row_max(device.stream, z, max);
-          kernels::cross_entropy_row_sum(device.stream, z, max, test::vector_of(t), 0, sum, target);
-          kernels::cross_entropy_nll(device.stream, sum, target, test::vector_of(t), test::vector_of(nll));
+          kernels::cross_entropy_row_statistics(device.stream, z, test::vector_of(t), 0, max, sum, target);
+          kernels::cross_entropy_nll(device.stream, max, sum, target, test::vector_of(t), test::vector_of(nll));
         },
         logits, targets, got.max, got.sum, got.target, got.nll);
     EXPECT_TRUE(std::isnan(got.nll(0, 0)));
