@@ -26,12 +26,20 @@ TensorView scratch(const TensorView& workspace, std::int64_t offset, std::int64_
           dtype_of<T>::value, Device::cuda, Shape{rows, columns}, columns};
 }
 
-/// Calls one of the two, which do the same: the one that is known, else the faster where it may be measured, else the
-/// products.
+/// Whether scores and statistic come from one kernel rather than from product and row pass: as is known for these
+/// sizes, else as is faster where that may be measured. By the sizes alone, so that scores that are computed once more
+/// have the bits of the first ones.
 template <class Products, class Fused>
-void by_choice(const Stream& stream, const std::string& question, const Products& products, const Fused& fused) {
+bool scores_are_fused(const Stream& stream, PattentionNorm norm, const ConstTensorView& x, const ConstTensorView& keys,
+                      const Products& products, const Fused& fused) {
   constexpr const char *kProducts = "products", *kFused = "fused";
+  if (norm == PattentionNorm::gelu_l2_norm || x.rows() == 0 || keys.rows() == 0) return false;
+  if (stream.libraries() == nullptr || !stream.libraries()->choices().any()) return false;
   Choices& choices = stream.libraries()->choices();
+  thread_local std::string question;  // whose memory is asked for once
+  question.clear();
+  fmt::format_to(std::back_inserter(question), "pattention_scores bf16 {} {},{},{}", name_of(norm), x.rows(),
+                 keys.rows(), x.columns());
   const std::string* known = choices.find(question);
   if (known == nullptr && choices.measures()) {
     const float by_products = least_milliseconds(stream, products), in_one = least_milliseconds(stream, fused);
@@ -39,8 +47,8 @@ void by_choice(const Stream& stream, const std::string& question, const Products
     known = choices.find(question);
     log::info("{}: {:.4f} ms by products, {:.4f} ms fused", question, by_products, in_one);
   }
-  if (known == nullptr || *known == kProducts) return products();
-  if (*known == kFused) return fused();
+  if (known == nullptr || *known == kProducts) return false;
+  if (*known == kFused) return true;
   throw DataError("{} is damaged: \"{}\" is no way to compute {}; remove it, and they are measured anew",
                   choices.source(), *known, question);
 }
@@ -55,17 +63,10 @@ void pattention_scores_forward(const Stream& stream, PattentionNorm norm, ConstT
     if (stat) pattention_statistic<T>(stream, norm, scores, stat);
   };
   if constexpr (std::is_same_v<T, bf16>) {
-    if (stat && scores.elements() > 0 && stream.libraries() != nullptr && stream.libraries()->choices().any()) {
-      const auto fused = [&] {
-        pattention_scores_fused(stream, norm, x, keys, scores, stat, static_cast<float*>(workspace.data));
-      };
-      // Of the sizes alone, so that scores that are computed once more have the bits of the first ones.
-      thread_local std::string question;  // whose memory is asked for once
-      question.clear();
-      fmt::format_to(std::back_inserter(question), "pattention_scores bf16 {} {},{},{}", name_of(norm), x.rows(),
-                     keys.rows(), x.columns());
-      return by_choice(stream, question, products, fused);
-    }
+    const auto fused = [&] {
+      pattention_scores_fused(stream, norm, x, keys, scores, stat, static_cast<float*>(workspace.data));
+    };
+    if (scores_are_fused(stream, norm, x, keys, products, fused)) return fused();
   }
   products();
 }
@@ -83,8 +84,26 @@ template <class T>
 void pattention_forward(const Stream& stream, PattentionNorm norm, ConstTensorView x,
                         std::span<const PattentionForward> layers, double* floored, TensorView workspace) {
   for (const PattentionForward& l : layers) {  // one after another: the workspace of one is enough
-    pattention_scores_forward<T>(stream, norm, x, l.keys, l.scores, l.stat, workspace);
-    pattention_mix_forward<T>(stream, norm, l.scale, l.scores, l.stat, l.values, l.u, l.weight, floored, workspace);
+    const TensorView p = scratch<T>(workspace, 0, l.scores.rows(), l.scores.columns());
+    const auto products = [&](double* counter) {
+      gemm<T>(stream, Op::as_it_is, Op::transposed, 1, x, l.keys, GradMode::overwrite, l.scores);
+      pattention_activate_all<T>(stream, norm, l.scale, l.scores, l.stat, p, l.weight, counter);
+    };
+    const auto start = [&] {
+      if constexpr (std::is_same_v<T, bf16>) {
+        const auto fused = [&](double* counter) {
+          pattention_scores_fused(stream, norm, x, l.keys, l.scores, l.stat, static_cast<float*>(workspace.data));
+          pattention_activate<T>(stream, norm, l.scale, l.scores, l.stat, p, l.weight, counter);
+        };
+        // What is measured counts no rows.
+        const bool is_fused = scores_are_fused(
+            stream, norm, x, l.keys, [&] { products(nullptr); }, [&] { fused(nullptr); });
+        if (is_fused) return fused(floored);
+      }
+      products(floored);
+    };
+    start();
+    gemm<T>(stream, Op::as_it_is, Op::as_it_is, 1, p, l.values, GradMode::overwrite, l.u);
   }
 }
 
@@ -99,14 +118,21 @@ void pattention_mix_backward(const Stream& stream, PattentionNorm norm, double s
   if (dvalues) gemm<T>(stream, Op::transposed, Op::as_it_is, 1, p, du, dvalues_mode, dvalues);
 }
 
+/// dX and dK from dA.
+template <class T>
+void products_backward(const Stream& stream, ConstTensorView da, ConstTensorView x, ConstTensorView keys,
+                       GradMode dx_mode, TensorView dx, GradMode dkeys_mode, TensorView dkeys) {
+  if (dx) gemm<T>(stream, Op::as_it_is, Op::as_it_is, 1, da, keys, dx_mode, dx);
+  if (dkeys) gemm<T>(stream, Op::transposed, Op::as_it_is, 1, da, x, dkeys_mode, dkeys);
+}
+
 template <class T>
 void pattention_scores_backward(const Stream& stream, PattentionNorm norm, double scale, ConstTensorView scores,
                                 ConstTensorView stat, ConstTensorView dot, ConstTensorView x, ConstTensorView keys,
                                 TensorView dscores, GradMode dx_mode, TensorView dx, GradMode dkeys_mode,
                                 TensorView dkeys) {
   if (norm == PattentionNorm::l2_norm_gelu) pattention_through_norm<T>(stream, scale, scores, stat, dot, dscores);
-  if (dx) gemm<T>(stream, Op::as_it_is, Op::as_it_is, 1, dscores, keys, dx_mode, dx);
-  if (dkeys) gemm<T>(stream, Op::transposed, Op::as_it_is, 1, dscores, x, dkeys_mode, dkeys);
+  products_backward<T>(stream, dscores, x, keys, dx_mode, dx, dkeys_mode, dkeys);
 }
 
 template <class T>
@@ -115,12 +141,11 @@ void pattention_backward(const Stream& stream, PattentionNorm norm, ConstTensorV
                          TensorView workspace) {
   for (const PattentionBackward& l : layers) {
     const std::int64_t rows = x.rows(), tokens = l.keys.rows();
-    const TensorView dscores = scratch<T>(workspace, rows * tokens, rows, tokens);
-    const TensorView dot = scratch<Compute<T>>(workspace, 2 * rows * tokens, rows, 1);
-    pattention_mix_backward<T>(stream, norm, l.scale, l.scores, l.stat, l.values, l.du, l.dweight, l.dvalues_mode,
-                               l.dvalues, dscores, dot, workspace);
-    pattention_scores_backward<T>(stream, norm, l.scale, l.scores, l.stat, dot, x, l.keys, dscores, dx_mode, dx,
-                                  l.dkeys_mode, l.dkeys);
+    const TensorView p = scratch<T>(workspace, 0, rows, tokens), d = scratch<T>(workspace, rows * tokens, rows, tokens);
+    gemm<T>(stream, Op::as_it_is, Op::transposed, 1, l.du, l.values, GradMode::overwrite, d);
+    pattention_activate_backward_all<T>(stream, norm, l.scale, l.scores, l.stat, l.dweight, d, p);
+    if (l.dvalues) gemm<T>(stream, Op::transposed, Op::as_it_is, 1, p, l.du, l.dvalues_mode, l.dvalues);
+    products_backward<T>(stream, d, x, l.keys, dx_mode, dx, l.dkeys_mode, l.dkeys);
     dx_mode = GradMode::accumulate;
   }
 }

@@ -41,9 +41,9 @@ template <class T>
 void pattention_backward(const Stream& stream, PattentionNorm norm, ConstTensorView x,
                          std::span<const PattentionBackward> layers, GradMode dx_mode, TensorView dx,
                          TensorView workspace);
-/// P, dscores and dot, whose numbers may be twice as wide as an element.
+/// P and dscores.
 inline std::int64_t pattention_backward_workspace(std::int64_t rows, std::int64_t num_tokens) {
-  return rows * (2 * num_tokens + 2);
+  return 2 * rows * num_tokens;
 }
 
 }  // namespace tforge::kernels::cuda

@@ -1,6 +1,7 @@
 #include "kernels/cuda/pattention_rows.h"
 
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cuda/gelu.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -22,10 +23,13 @@ __device__ T row_factor(double scale, T stat) {
 /// What the activation of a row takes from its statistic: the factor of the scores (l2_norm_gelu), the largest score
 /// (softmax), nothing (gelu_l2_norm).
 template <PattentionNorm kNorm, class T>
+__device__ T row_parameter(double scale, T stat) {
+  if constexpr (kNorm == PattentionNorm::l2_norm_gelu) return row_factor(scale, stat);
+  else return stat;
+}
+template <PattentionNorm kNorm, class T>
 __device__ T row_parameter(double scale, const Rows<const T>& stat, std::int64_t row) {
-  if constexpr (kNorm == PattentionNorm::l2_norm_gelu) return row_factor(scale, *stat.row(row));
-  else if constexpr (kNorm == PattentionNorm::softmax) return *stat.row(row);
-  else return T(0);
+  return row_parameter<kNorm>(scale, kNorm == PattentionNorm::gelu_l2_norm ? T(0) : *stat.row(row));
 }
 
 /// P of one score. A floored row has P = 0 whatever its scores.
@@ -36,9 +40,9 @@ __device__ T activation(T parameter, T score) {
   else return gelu(score);
 }
 
+/// The statistic of row r, for every thread of its block; written as well.
 template <int kCount, PattentionNorm kNorm, class T>
-__global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows<Compute<T>> stat) {
-  const std::int64_t r = blockIdx.x;
+__device__ Compute<T> take_statistic(const Rows<const T>& scores, const Rows<Compute<T>>& stat, std::int64_t r) {
   constexpr bool kLargest = kNorm == PattentionNorm::softmax;
   Compute<T> value = kLargest ? -std::numeric_limits<Compute<T>>::infinity() : Compute<T>(0);
   over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
@@ -51,13 +55,26 @@ __global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows
   if constexpr (kLargest) value = over_block<Largest, kThreads>(value);
   else value = over_block<Sum, kThreads>(value);
   if (threadIdx.x == 0) *stat.row(r) = value;
+  return value;
 }
 
 template <int kCount, PattentionNorm kNorm, class T>
-__global__ void __launch_bounds__(kThreads) activate(double scale, Rows<const T> scores, Rows<const Compute<T>> stat,
+__global__ void __launch_bounds__(kThreads) statistic(Rows<const T> scores, Rows<Compute<T>> stat) {
+  take_statistic<kCount, kNorm>(scores, stat, blockIdx.x);
+}
+
+/// The statistic of rows: written where all tokens are here, else read.
+template <bool kAll, class T>
+using Statistic = std::conditional_t<kAll, Compute<T>, const Compute<T>>;
+
+/// kAll: the row has all tokens, so that its statistic is taken on the way, and the row is in cache when P is.
+template <int kCount, PattentionNorm kNorm, bool kAll, class T>
+__global__ void __launch_bounds__(kThreads) activate(double scale, Rows<const T> scores, Rows<Statistic<kAll, T>> stat,
                                                      Rows<T> p, Rows<Compute<T>> weight, double* floored) {
   const std::int64_t r = blockIdx.x;
-  const Compute<T> parameter = row_parameter<kNorm>(scale, stat, r);
+  Compute<T> parameter;
+  if constexpr (kAll) parameter = row_parameter<kNorm>(scale, take_statistic<kCount, kNorm>(scores, stat, r));
+  else parameter = row_parameter<kNorm>(scale, stat, r);
   Compute<T> sum = 0;
   over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
     auto a = load<kCount>(scores.row(r) + c);
@@ -78,7 +95,34 @@ __global__ void __launch_bounds__(kThreads) activate(double scale, Rows<const T>
   }
 }
 
-template <int kCount, PattentionNorm kNorm, class T>
+/// d = (scale / r) (d - B dot / scale^2) for row r, `factor` being scale / r.
+template <int kCount, class T>
+__device__ void row_through_norm(double scale, Compute<T> factor, Compute<T> dot, const Rows<const T>& scores,
+                                 const Rows<T>& d, std::int64_t r) {
+  const Compute<T> along =
+      factor == Compute<T>(0)
+          ? Compute<T>(0)
+          : static_cast<Compute<T>>(-static_cast<double>(factor) * static_cast<double>(dot) / (scale * scale));
+  over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
+    const auto a = load<kCount>(scores.row(r) + c);
+    auto g = load<kCount>(d.row(r) + c);
+    for (int k = 0; k < kCount; ++k) {
+      g.element[k] = factor == Compute<T>(0) ? Compute<T>(0) : factor * (g.element[k] + along * a.element[k]);
+    }
+    store<kCount>(d.row(r) + c, g);
+  });
+}
+
+template <int kCount, class T>
+__global__ void __launch_bounds__(kThreads)
+    through_norm(double scale, Rows<const T> scores, Rows<const Compute<T>> stat, Rows<const Compute<T>> dot,
+                 Rows<T> d) {
+  const std::int64_t r = blockIdx.x;
+  row_through_norm<kCount>(scale, row_factor(scale, *stat.row(r)), *dot.row(r), scores, d, r);
+}
+
+/// kAll: the row has all tokens, so that d goes through the norm at once, and dot is not asked for.
+template <int kCount, PattentionNorm kNorm, bool kAll, class T>
 __global__ void __launch_bounds__(kThreads)
     activate_backward(double scale, Rows<const T> scores, Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight,
                       Rows<T> d, Rows<T> p, Rows<Compute<T>> dot) {
@@ -109,28 +153,9 @@ __global__ void __launch_bounds__(kThreads)
   });
   if constexpr (kNorm == PattentionNorm::l2_norm_gelu) {
     sum = over_block<Sum, kThreads>(sum);
-    if (threadIdx.x == 0) *dot.row(r) = sum;
+    if constexpr (kAll) row_through_norm<kCount>(scale, parameter, sum, scores, d, r);
+    else if (threadIdx.x == 0) *dot.row(r) = sum;
   }
-}
-
-template <int kCount, class T>
-__global__ void __launch_bounds__(kThreads)
-    through_norm(double scale, Rows<const T> scores, Rows<const Compute<T>> stat, Rows<const Compute<T>> dot,
-                 Rows<T> d) {
-  const std::int64_t r = blockIdx.x;
-  const Compute<T> factor = row_factor(scale, *stat.row(r));
-  const Compute<T> along =
-      factor == Compute<T>(0)
-          ? Compute<T>(0)
-          : static_cast<Compute<T>>(-static_cast<double>(factor) * static_cast<double>(*dot.row(r)) / (scale * scale));
-  over_row<T, kCount, kThreads>(scores.columns, [&](std::int64_t c) {
-    const auto a = load<kCount>(scores.row(r) + c);
-    auto g = load<kCount>(d.row(r) + c);
-    for (int k = 0; k < kCount; ++k) {
-      g.element[k] = factor == Compute<T>(0) ? Compute<T>(0) : factor * (g.element[k] + along * a.element[k]);
-    }
-    store<kCount>(d.row(r) + c, g);
-  });
 }
 
 /// The factor of a row of U; 0 for a floored one.
@@ -205,32 +230,66 @@ void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const 
   });
 }
 
-template <class T>
-void pattention_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
-                         Rows<const Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored) {
+namespace {
+
+template <bool kAll, class T>
+void start_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                    Rows<Statistic<kAll, T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored) {
   constexpr int kCount = kWhole<T>;
   if (scores.rows == 0) return;
   const bool whole = packs<kCount>(scores) && packs<kCount>(p);
   with_norm(norm, [&](auto constant) {
     constexpr PattentionNorm kNorm = decltype(constant)::value;
-    launch(stream, grid_of(scores.rows), kThreads, 0, whole ? activate<kCount, kNorm, T> : activate<1, kNorm, T>, scale,
-           scores, stat, p, weight, floored);
+    constexpr bool kTaken = kAll && kNorm != PattentionNorm::gelu_l2_norm;  // which has none
+    const Rows<Statistic<kTaken, T>> of_rows(stat.data, stat.stride, stat.rows, stat.columns);
+    launch(stream, grid_of(scores.rows), kThreads, 0,
+           whole ? activate<kCount, kNorm, kTaken, T> : activate<1, kNorm, kTaken, T>, scale, scores, of_rows, p,
+           weight, floored);
   });
+}
+
+template <bool kAll, class T>
+void start_activate_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                             Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight, Rows<T> d, Rows<T> p,
+                             Rows<Compute<T>> dot) {
+  constexpr int kCount = kWhole<T>;
+  if (scores.rows == 0) return;
+  const bool whole = packs<kCount>(scores) && packs<kCount>(d) && packs<kCount>(p);
+  with_norm(norm, [&](auto constant) {
+    constexpr PattentionNorm kNorm = decltype(constant)::value;
+    constexpr bool kThrough = kAll && kNorm == PattentionNorm::l2_norm_gelu;
+    launch(stream, grid_of(scores.rows), kThreads, 0,
+           whole ? activate_backward<kCount, kNorm, kThrough, T> : activate_backward<1, kNorm, kThrough, T>, scale,
+           scores, stat, dweight, d, p, dot);
+  });
+}
+
+}  // namespace
+
+template <class T>
+void pattention_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                         Rows<const Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored) {
+  start_activate<false>(stream, norm, scale, scores, stat, p, weight, floored);
+}
+
+template <class T>
+void pattention_activate_all(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                             Rows<Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored) {
+  start_activate<true>(stream, norm, scale, scores, stat, p, weight, floored);
 }
 
 template <class T>
 void pattention_activate_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
                                   Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight, Rows<T> d, Rows<T> p,
                                   Rows<Compute<T>> dot) {
-  constexpr int kCount = kWhole<T>;
-  if (scores.rows == 0) return;
-  const bool whole = packs<kCount>(scores) && packs<kCount>(d) && packs<kCount>(p);
-  with_norm(norm, [&](auto constant) {
-    constexpr PattentionNorm kNorm = decltype(constant)::value;
-    launch(stream, grid_of(scores.rows), kThreads, 0,
-           whole ? activate_backward<kCount, kNorm, T> : activate_backward<1, kNorm, T>, scale, scores, stat, dweight,
-           d, p, dot);
-  });
+  start_activate_backward<false>(stream, norm, scale, scores, stat, dweight, d, p, dot);
+}
+
+template <class T>
+void pattention_activate_backward_all(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                                      Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight, Rows<T> d,
+                                      Rows<T> p) {
+  start_activate_backward<true>(stream, norm, scale, scores, stat, dweight, d, p, {});
 }
 
 template <class T>
@@ -264,18 +323,22 @@ void row_normalize_backward(const Stream& stream, PattentionNorm norm, double sc
          scale, u, weight, dy, du, dweight);
 }
 
-#define TFORGE_INSTANTIATE(T)                                                                                        \
-  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<Compute<T>>);             \
-  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>, \
-                                       Rows<T>, Rows<Compute<T>>, double*);                                          \
-  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                \
-                                                Rows<const Compute<T>>, Rows<const Compute<T>>, Rows<T>, Rows<T>,    \
-                                                Rows<Compute<T>>);                                                   \
-  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const Compute<T>>,             \
-                                           Rows<const Compute<T>>, Rows<T>);                                         \
-  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const Compute<T>>,              \
-                                         Rows<const Compute<T>>, Rows<T>, double*);                                  \
-  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const Compute<T>>,             \
+#define TFORGE_INSTANTIATE(T)                                                                                          \
+  template void pattention_statistic<T>(const Stream&, PattentionNorm, Rows<const T>, Rows<Compute<T>>);               \
+  template void pattention_activate<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<const Compute<T>>,   \
+                                       Rows<T>, Rows<Compute<T>>, double*);                                            \
+  template void pattention_activate_all<T>(const Stream&, PattentionNorm, double, Rows<const T>, Rows<Compute<T>>,     \
+                                           Rows<T>, Rows<Compute<T>>, double*);                                        \
+  template void pattention_activate_backward_all<T>(const Stream&, PattentionNorm, double, Rows<const T>,              \
+                                                    Rows<const Compute<T>>, Rows<const Compute<T>>, Rows<T>, Rows<T>); \
+  template void pattention_activate_backward<T>(const Stream&, PattentionNorm, double, Rows<const T>,                  \
+                                                Rows<const Compute<T>>, Rows<const Compute<T>>, Rows<T>, Rows<T>,      \
+                                                Rows<Compute<T>>);                                                     \
+  template void pattention_through_norm<T>(const Stream&, double, Rows<const T>, Rows<const Compute<T>>,               \
+                                           Rows<const Compute<T>>, Rows<T>);                                           \
+  template void row_normalize_forward<T>(const Stream&, PattentionNorm, double, Rows<const Compute<T>>,                \
+                                         Rows<const Compute<T>>, Rows<T>, double*);                                    \
+  template void row_normalize_backward<T>(const Stream&, PattentionNorm, double, Rows<const Compute<T>>,               \
                                           Rows<const Compute<T>>, Rows<const T>, Rows<Compute<T>>, Rows<Compute<T>>)
 TFORGE_INSTANTIATE(float);
 TFORGE_INSTANTIATE(double);

@@ -20,6 +20,11 @@ template <class T>
 void pattention_activate(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
                          Rows<const Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored);
 
+/// The same where the scores are those of all tokens: stat is written first, each row in one reading from memory.
+template <class T>
+void pattention_activate_all(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                             Rows<Compute<T>> stat, Rows<T> p, Rows<Compute<T>> weight, double* floored);
+
 /// From dP (in d) to dscores of pattention_mix_backward in place, and P again; dot as there.
 template <class T>
 void pattention_activate_backward(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
@@ -30,6 +35,12 @@ void pattention_activate_backward(const Stream& stream, PattentionNorm norm, dou
 template <class T>
 void pattention_through_norm(const Stream& stream, double scale, Rows<const T> scores, Rows<const Compute<T>> stat,
                              Rows<const Compute<T>> dot, Rows<T> d);
+
+/// pattention_activate_backward() and what follows it, for scores of all tokens: from dP (in d) to dA in place, and P.
+template <class T>
+void pattention_activate_backward_all(const Stream& stream, PattentionNorm norm, double scale, Rows<const T> scores,
+                                      Rows<const Compute<T>> stat, Rows<const Compute<T>> dweight, Rows<T> d,
+                                      Rows<T> p);
 
 template <class T>
 void row_normalize_forward(const Stream& stream, PattentionNorm norm, double scale, Rows<const Compute<T>> u,

@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "device_matrix.h"
@@ -241,9 +242,9 @@ TEST(Bf16, CudaEmbedsAndRotates) {
   });
 }
 
-/// One layer, forward and backward, whole and in halves. U is as wide as the weight beside it.
+/// One layer, forward and backward, whole or in halves. U is as wide as the weight beside it.
 template <class U>
-void compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halves, std::int64_t tokens) {
+auto compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halves, std::int64_t tokens) {
   Stream& stream = device.stream;
   constexpr std::int64_t kRows = 33, kIn = 32, kOut = 24;
   const double size = 1 / std::sqrt(static_cast<double>(kIn)), scale = initial_scale(norm, tokens);
@@ -289,12 +290,26 @@ void compare_pattention(test::CudaDevice& device, PattentionNorm norm, bool halv
   expect_rounded(dx, want_dx, 4);
   expect_rounded(dk, want_dk, 4);
   expect_rounded(dv, want_dv, 4);
-  if (!has_weight) return;
-  expect_rounded(weight, want_weight, 4);
-  // Beside that of the scores as they were rounded nothing more is lost.
-  kernels::pattention_mix_forward(cpu, norm, scale, widened(scores).view(), has_stat ? stat.view() : TensorView{},
-                                  values.wide.view(), want_u.view(), want_weight.view(), {}, want_workspace.view());
-  test::expect_near(weight, want_weight, static_cast<double>(tokens) * 0x1p-22 * want_weight.largest());
+  if (has_weight) {
+    expect_rounded(weight, want_weight, 4);
+    // Beside that of the scores as they were rounded nothing more is lost.
+    kernels::pattention_mix_forward(cpu, norm, scale, widened(scores).view(), has_stat ? stat.view() : TensorView{},
+                                    values.wide.view(), want_u.view(), want_weight.view(), {}, want_workspace.view());
+    test::expect_near(weight, want_weight, static_cast<double>(tokens) * 0x1p-22 * want_weight.largest());
+  }
+  return std::tuple(scores, u, dx, dk, dv);
+}
+
+/// Both ways, which have the same bits.
+template <class U>
+void compare_pattention(test::CudaDevice& device, PattentionNorm norm, std::int64_t tokens) {
+  const auto whole = compare_pattention<U>(device, norm, false, tokens),
+             halved = compare_pattention<U>(device, norm, true, tokens);
+  EXPECT_TRUE(std::get<0>(whole).same_bits(std::get<0>(halved))) << "scores";
+  EXPECT_TRUE(std::get<1>(whole).same_bits(std::get<1>(halved))) << "U";
+  EXPECT_TRUE(std::get<2>(whole).same_bits(std::get<2>(halved))) << "dX";
+  EXPECT_TRUE(std::get<3>(whole).same_bits(std::get<3>(halved))) << "dK";
+  EXPECT_TRUE(std::get<4>(whole).same_bits(std::get<4>(halved))) << "dV";
 }
 
 TEST(Bf16, CudaPattention) {
@@ -302,12 +317,10 @@ TEST(Bf16, CudaPattention) {
     const kernels::DeviceLibraries libraries(device.stream, device.memory);
     for (const PattentionNorm norm :
          {PattentionNorm::l2_norm_gelu, PattentionNorm::gelu_l2_norm, PattentionNorm::softmax}) {
-      for (const bool halves : {false, true}) {
-        SCOPED_TRACE(name_of(norm));
-        for (const std::int64_t tokens : {31, 40, 257}) {
-          if (norm == PattentionNorm::l2_norm_gelu) compare_pattention<bf16>(device, norm, halves, tokens);
-          else compare_pattention<float>(device, norm, halves, tokens);
-        }
+      SCOPED_TRACE(name_of(norm));
+      for (const std::int64_t tokens : {31, 40, 257}) {
+        if (norm == PattentionNorm::l2_norm_gelu) compare_pattention<bf16>(device, norm, tokens);
+        else compare_pattention<float>(device, norm, tokens);
       }
     }
   });
@@ -402,6 +415,55 @@ TEST(Bf16, CudaScoresOfOneKernelKeepTheirBits) {
         ASSERT_EQ(after.stat(r, 0), before.stat(r, 0)) << tokens;
         for (std::int64_t t = 0; t < 150; ++t) ASSERT_EQ(after.scores(r, t).bits, before.scores(r, t).bits);
       }
+    }
+  });
+}
+
+// A layer in one call asks the same question as its first half, and what is measured counts no floored rows.
+TEST(Bf16, CudaMeasuresWholeLayers) {
+  test::on_cuda([](test::CudaDevice& device) {
+    constexpr std::int64_t kRows = 33, kTokens = 40, kIn = 32, kOut = 24;
+    constexpr PattentionNorm kNorm = PattentionNorm::l2_norm_gelu;
+    const double scale = initial_scale(kNorm, kTokens);
+    Pair x(kRows, kIn, 1), keys(kTokens, kIn, 2), values(kTokens, kOut, 3);
+    for (std::int64_t c = 0; c < kIn; ++c) x.narrow(7, c) = bf16(0.0F);
+    struct Result {
+      Matrix<bf16> scores{kRows, kTokens}, u{kRows, kOut};
+      Matrix<float> stat{kRows, 1};
+      Matrix<double> floored = Matrix<double>::of(1, 1, {0});
+    };
+    const auto compute = [&](bool halves) {
+      Result r;
+      Matrix<bf16> workspace(1, kernels::pattention_forward_workspace(kRows, kTokens, kIn, kOut, Device::cuda));
+      test::with_copies(
+          device,
+          [&](auto x_, auto k, auto v, auto scores, auto stat, auto u, auto floored, auto work) {
+            Stream& stream = device.stream;
+            if (halves) {
+              kernels::pattention_scores_forward(stream, kNorm, x_, k, scores, stat, work);
+              kernels::pattention_mix_forward(stream, kNorm, scale, scores, stat, v, u, {}, floored, work);
+            } else {
+              const std::array layer{kernels::PattentionForward{scale, k, v, scores, stat, u, {}}};
+              kernels::pattention_forward(stream, kNorm, x_, layer, floored, work);
+            }
+          },
+          x.narrow, keys.narrow, values.narrow, r.scores, r.stat, r.u, r.floored, workspace);
+      EXPECT_EQ(r.floored(0, 0), 1);
+      return r;
+    };
+    for (const char* way : {"products", "fused"}) {
+      kernels::DeviceLibraries libraries(device.stream, device.memory, F32Products::exact, Choosing::measured);
+      compute(false);
+      std::map<std::string, std::string> known = libraries.choices().known();
+      for (auto& [question, choice] : known) {
+        if (question.starts_with("pattention_scores ")) choice = way;
+      }
+      libraries.settle(known, "the test");
+      const Result whole = compute(false), halved = compute(true);
+      EXPECT_EQ(libraries.choices().known(), known) << "the halves ask nothing else";
+      EXPECT_TRUE(whole.scores.same_bits(halved.scores)) << way;
+      EXPECT_TRUE(whole.stat.same_bits(halved.stat)) << way;
+      EXPECT_TRUE(whole.u.same_bits(halved.u)) << way;
     }
   });
 }
