@@ -98,7 +98,7 @@ void adamw_update(const Stream& stream, const AdamWNumbers<T>& numbers, T* param
     return fits(parameter) && fits(gradient) && fits(m) && fits(v);
   };
   if (skips_idle_rows) {
-    launch(stream, static_cast<unsigned>(rows), kThreads, 0,
+    launch(stream, static_cast<unsigned>(rows), row_threads<T>(columns, kThreads), 0,
            whole(rows, columns) ? update_busy_rows<kCount, T> : update_busy_rows<1, T>, numbers, x, columns);
   } else if (whole(1, count)) {
     launch(stream, blocks_for(count, kThreads * kCount), kThreads, 0, update<kCount, T>, numbers, x, count);

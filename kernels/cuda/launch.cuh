@@ -145,6 +145,14 @@ __device__ void over_row(std::int64_t columns, const F& f) {
   }
 }
 
+/// Threads of a block that has a row of `columns` elements: those that over_row() of `most` threads has work for, in
+/// whole warps. The others would add nothing: over_block() has the same bits without them.
+template <class T>
+unsigned row_threads(std::int64_t columns, int most) {
+  const std::int64_t warps = (columns + kWhole<T> * kWarp - 1) / (kWhole<T> * kWarp);
+  return static_cast<unsigned>(warps < 1 ? kWarp : warps * kWarp < most ? warps * kWarp : most);
+}
+
 /// Every row of a matrix starts where a pack of kCount may start, and holds whole packs.
 template <int kCount, class Matrix>
 bool packs(const Matrix& m) {
@@ -175,16 +183,20 @@ __device__ T over_warp(T value) {
   return value;
 }
 
-/// The same over a block of kThreads threads (whole warps); every thread gets the result. All threads take part.
+/// The same over a block of at most kThreads threads (whole warps); every thread gets the result. All threads take
+/// part.
 template <class Fold, int kThreads, class T>
 __device__ T over_block(T value) {
   constexpr int kWarps = kThreads / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
   __shared__ T of_warp[kWarps];
   value = over_warp<Fold>(value);
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
   __syncthreads();
   value = of_warp[0];
-  for (int i = 1; i < kWarps; ++i) value = Fold()(value, of_warp[i]);
+  for (int i = 1; i < kWarps; ++i) {
+    if (i < warps) value = Fold()(value, of_warp[i]);
+  }
   __syncthreads();  // the next call writes the same memory
   return value;
 }

@@ -6,7 +6,7 @@ namespace tforge::kernels::cuda {
 
 namespace {
 
-constexpr int kThreads = 128;  // a block has one row
+constexpr int kThreads = 128;  // of a block, which has one row, at most
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
@@ -101,7 +101,7 @@ void layer_norm_forward(const Stream& stream, Rows<const T> x, const Compute<T>*
                         double eps, Rows<T> y, Rows<Compute<T>> mean, Rows<Compute<T>> rstd) {
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
-  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0,
+  launch(stream, static_cast<unsigned>(x.rows), row_threads<T>(x.columns, kThreads), 0,
          packs<kCount>(x) && packs<kCount>(y) ? forward<kCount, T> : forward<1, T>, x, weight, bias, eps, y, mean,
          rstd);
 }
@@ -122,8 +122,8 @@ void layer_norm_input_gradient(const Stream& stream, Rows<const T> x, const Comp
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
   const bool whole = packs<kCount>(x) && packs<kCount>(dy) && packs<kCount>(dx);
-  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0, whole ? input_gradient<kCount, T> : input_gradient<1, T>,
-         x, weight, mean, rstd, dy, mode, dx);
+  launch(stream, static_cast<unsigned>(x.rows), row_threads<T>(x.columns, kThreads), 0,
+         whole ? input_gradient<kCount, T> : input_gradient<1, T>, x, weight, mean, rstd, dy, mode, dx);
 }
 
 #define TFORGE_INSTANTIATE(T)                                                                                         \

@@ -10,7 +10,7 @@ namespace tforge::kernels::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;  // a block has one row
+constexpr int kThreads = 256;  // of a block, which has one row, at most
 
 /// scale / r of an l2_norm_gelu row; 0 when r is below the floor, NaN when it is not finite.
 template <class T>
@@ -225,7 +225,7 @@ void pattention_statistic(const Stream& stream, PattentionNorm norm, Rows<const 
   if (scores.rows == 0) return;
   with_norm(norm, [&](auto constant) {
     constexpr PattentionNorm kNorm = decltype(constant)::value;
-    launch(stream, grid_of(scores.rows), kThreads, 0,
+    launch(stream, grid_of(scores.rows), row_threads<T>(scores.columns, kThreads), 0,
            packs<kCount>(scores) ? statistic<kCount, kNorm, T> : statistic<1, kNorm, T>, scores, stat);
   });
 }
@@ -242,7 +242,7 @@ void start_activate(const Stream& stream, PattentionNorm norm, double scale, Row
     constexpr PattentionNorm kNorm = decltype(constant)::value;
     constexpr bool kTaken = kAll && kNorm != PattentionNorm::gelu_l2_norm;  // which has none
     const Rows<Statistic<kTaken, T>> of_rows(stat.data, stat.stride, stat.rows, stat.columns);
-    launch(stream, grid_of(scores.rows), kThreads, 0,
+    launch(stream, grid_of(scores.rows), row_threads<T>(scores.columns, kThreads), 0,
            whole ? activate<kCount, kNorm, kTaken, T> : activate<1, kNorm, kTaken, T>, scale, scores, of_rows, p,
            weight, floored);
   });
@@ -258,7 +258,7 @@ void start_activate_backward(const Stream& stream, PattentionNorm norm, double s
   with_norm(norm, [&](auto constant) {
     constexpr PattentionNorm kNorm = decltype(constant)::value;
     constexpr bool kThrough = kAll && kNorm == PattentionNorm::l2_norm_gelu;
-    launch(stream, grid_of(scores.rows), kThreads, 0,
+    launch(stream, grid_of(scores.rows), row_threads<T>(scores.columns, kThreads), 0,
            whole ? activate_backward<kCount, kNorm, kThrough, T> : activate_backward<1, kNorm, kThrough, T>, scale,
            scores, stat, dweight, d, p, dot);
   });
@@ -298,8 +298,8 @@ void pattention_through_norm(const Stream& stream, double scale, Rows<const T> s
   constexpr int kCount = kWhole<T>;
   if (scores.rows == 0) return;
   const bool whole = packs<kCount>(scores) && packs<kCount>(d);
-  launch(stream, grid_of(scores.rows), kThreads, 0, whole ? through_norm<kCount, T> : through_norm<1, T>, scale, scores,
-         stat, dot, d);
+  launch(stream, grid_of(scores.rows), row_threads<T>(scores.columns, kThreads), 0,
+         whole ? through_norm<kCount, T> : through_norm<1, T>, scale, scores, stat, dot, d);
 }
 
 template <class T>
@@ -308,8 +308,8 @@ void row_normalize_forward(const Stream& stream, PattentionNorm norm, double sca
   constexpr int kCount = kWhole<Compute<T>>;
   if (u.rows == 0) return;
   const bool whole = packs<kCount>(u) && packs<kCount>(y);
-  launch(stream, grid_of(u.rows), kThreads, 0, whole ? normalize<kCount, T> : normalize<1, T>, norm, scale, u, weight,
-         y, floored);
+  launch(stream, grid_of(u.rows), row_threads<T>(u.columns, kThreads), 0,
+         whole ? normalize<kCount, T> : normalize<1, T>, norm, scale, u, weight, y, floored);
 }
 
 template <class T>
@@ -319,8 +319,8 @@ void row_normalize_backward(const Stream& stream, PattentionNorm norm, double sc
   constexpr int kCount = kWhole<Compute<T>>;
   if (u.rows == 0) return;
   const bool whole = packs<kCount>(u) && packs<kCount>(dy) && packs<kCount>(du);
-  launch(stream, grid_of(u.rows), kThreads, 0, whole ? normalize_backward<kCount, T> : normalize_backward<1, T>, norm,
-         scale, u, weight, dy, du, dweight);
+  launch(stream, grid_of(u.rows), row_threads<T>(u.columns, kThreads), 0,
+         whole ? normalize_backward<kCount, T> : normalize_backward<1, T>, norm, scale, u, weight, dy, du, dweight);
 }
 
 #define TFORGE_INSTANTIATE(T)                                                                                          \

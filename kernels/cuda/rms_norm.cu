@@ -6,7 +6,7 @@ namespace tforge::kernels::cuda {
 
 namespace {
 
-constexpr int kThreads = 128;  // a block has one row
+constexpr int kThreads = 128;  // of a block, which has one row, at most
 
 template <int kCount, class T>
 __global__ void __launch_bounds__(kThreads)
@@ -81,7 +81,7 @@ void rms_norm_forward(const Stream& stream, Rows<const T> x, const Compute<T>* w
                       Rows<Compute<T>> rrms) {
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
-  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0,
+  launch(stream, static_cast<unsigned>(x.rows), row_threads<T>(x.columns, kThreads), 0,
          packs<kCount>(x) && packs<kCount>(y) ? forward<kCount, T> : forward<1, T>, x, weight, eps, y, rrms);
 }
 
@@ -91,8 +91,8 @@ void rms_norm_input_gradient(const Stream& stream, Rows<const T> x, const Comput
   constexpr int kCount = kWhole<T>;
   if (x.elements() == 0) return;
   const bool whole = packs<kCount>(x) && packs<kCount>(dy) && packs<kCount>(dx);
-  launch(stream, static_cast<unsigned>(x.rows), kThreads, 0, whole ? input_gradient<kCount, T> : input_gradient<1, T>,
-         x, weight, rrms, dy, mode, dx);
+  launch(stream, static_cast<unsigned>(x.rows), row_threads<T>(x.columns, kThreads), 0,
+         whole ? input_gradient<kCount, T> : input_gradient<1, T>, x, weight, rrms, dy, mode, dx);
 }
 
 template <class T>
