@@ -4,29 +4,46 @@
 
 namespace tforge::kernels::cuda {
 
-inline constexpr int kTileColumns = 32, kTileRows = 16;
+/// A block has a strip of two packs: 32 bytes are what memory is read in. So a matrix of a model's width still has a
+/// block for every second or third multiprocessor, each of which has as many loads under way as it can.
+inline constexpr int kStripPacks = 2, kStripThreads = 1024;
 
-/// For a block of dim3(kTileColumns, kTileRows) threads that has kTileColumns columns: f(t, column, sums) adds what row
-/// t gives to kSums sums. The threads of a column share the rows and join in order. Returns the column for the threads
-/// that then hold its sums, -1 for the others.
-template <int kSums, class T, class F>
-__device__ std::int64_t down_columns(std::int64_t rows, std::int64_t columns, const F& f, T (&sums)[kSums]) {
-  __shared__ T of_rows[kSums][kTileRows][kTileColumns];
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kTileColumns + threadIdx.x;
-  for (int s = 0; s < kSums; ++s) sums[s] = T(0);
-  if (column < columns) {
-    for (std::int64_t t = threadIdx.y; t < rows; t += kTileRows) f(t, column, sums);
-  }
-  for (int s = 0; s < kSums; ++s) of_rows[s][threadIdx.y][threadIdx.x] = sums[s];
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= columns) return -1;
-  for (int s = 0; s < kSums; ++s) {
-    for (int i = 1; i < kTileRows; ++i) sums[s] += of_rows[s][i][threadIdx.x];
-  }
-  return column;
+template <class T>
+unsigned strips_of(std::int64_t columns) {
+  return blocks_for(columns, kStripPacks * kWhole<T>);
 }
 
-inline dim3 column_block() { return dim3(kTileColumns, kTileRows); }
+/// For a block of kStripThreads threads: f(t, c, sums) adds what row t gives for the kCount columns from c on to kSums
+/// sums of each, sums[s][k]; result(s, column, sum) gets each sum from one thread. A thread has the same rows and
+/// columns whatever kCount; their sums join in one order.
+template <int kSums, int kCount, class T, class F, class Result>
+__device__ void down_columns(std::int64_t rows, std::int64_t columns, const F& f, const Result& result) {
+  constexpr int kColumns = kStripPacks * kWhole<T>, kWarps = kStripThreads / kWarp;
+  __shared__ Compute<T> of_warp[kWarps][kSums * kColumns];
+  const int thread = static_cast<int>(threadIdx.x), pack = thread % kStripPacks * kWhole<T>;
+  const std::int64_t strip = static_cast<std::int64_t>(blockIdx.x) * kColumns;
+  for (int k = 0; k < kWhole<T>; k += kCount) {
+    Compute<T> sums[kSums][kCount] = {};
+    const std::int64_t column = strip + pack + k;
+    if (column < columns) {
+      for (std::int64_t t = thread / kStripPacks; t < rows; t += kStripThreads / kStripPacks) f(t, column, sums);
+    }
+    for (int s = 0; s < kSums; ++s) {
+      for (int j = 0; j < kCount; ++j) {
+        Compute<T> sum = sums[s][j];
+        for (int distance = kWarp / 2; distance >= kStripPacks; distance /= 2) {
+          sum += __shfl_xor_sync(kAllLanes, sum, distance);
+        }
+        if (thread % kWarp < kStripPacks) of_warp[thread / kWarp][s * kColumns + pack + k + j] = sum;
+      }
+    }
+  }
+  __syncthreads();
+  if (thread >= kSums * kColumns || strip + thread % kColumns >= columns) return;
+  Compute<T> sum = of_warp[0][thread];
+  for (int warp = 1; warp < kWarps; ++warp) sum += of_warp[warp][thread];
+  result(thread / kColumns, strip + thread % kColumns, sum);
+}
 
 /// y = sum, or y += sum.
 template <class T>

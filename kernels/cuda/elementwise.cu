@@ -63,14 +63,15 @@ __global__ void __launch_bounds__(kThreads) add_row_kernel(const Compute<T>* row
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTileColumns* kTileRows)
-    column_sums_kernel(Rows<const T> x, GradMode mode, Compute<T>* y) {
-  Compute<T> sum[1];
-  const std::int64_t column = down_columns(
-      x.rows, x.columns, [&](std::int64_t t, std::int64_t c, Compute<T>(&s)[1]) { s[0] += computed(x.row(t)[c]); },
-      sum);
-  if (column >= 0) write(mode, sum[0], y + column);
+template <int kCount, class T>
+__global__ void __launch_bounds__(kStripThreads) column_sums_kernel(Rows<const T> x, GradMode mode, Compute<T>* y) {
+  down_columns<1, kCount, T>(
+      x.rows, x.columns,
+      [&](std::int64_t t, std::int64_t c, Compute<T>(&sums)[1][kCount]) {
+        const auto in = load<kCount>(x.row(t) + c);
+        for (int k = 0; k < kCount; ++k) sums[0][k] += in.element[k];
+      },
+      [&](int, std::int64_t c, Compute<T> sum) { write(mode, sum, y + c); });
 }
 
 /// One block: what is added up this way is short, one number a row at most.
@@ -122,8 +123,10 @@ void add_row(const Stream& stream, const Compute<T>* row, Rows<T> y) {
 }
 template <class T>
 void column_sums(const Stream& stream, Rows<const T> x, GradMode mode, Compute<T>* y) {
+  constexpr int kCount = kWhole<T>;
   if (x.columns == 0) return;
-  launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, column_sums_kernel<T>, x, mode, y);
+  launch(stream, strips_of<T>(x.columns), kStripThreads, 0,
+         packs<kCount>(x) ? column_sums_kernel<kCount, T> : column_sums_kernel<1, T>, x, mode, y);
 }
 template <class T>
 void sum_to(const Stream& stream, const T* x, std::int64_t count, GradMode mode, T* sum) {

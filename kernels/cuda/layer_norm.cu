@@ -41,23 +41,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTileColumns* kTileRows)
+template <int kCount, class T>
+__global__ void __launch_bounds__(kStripThreads)
     parameter_gradients(Rows<const T> x, Rows<const Compute<T>> mean, Rows<const Compute<T>> rstd, Rows<const T> dy,
                         GradMode mode, Compute<T>* dweight, Compute<T>* dbias) {
-  Compute<T> sums[2];
-  const std::int64_t column = down_columns(
+  down_columns<2, kCount, T>(
       x.rows, x.columns,
-      [&](std::int64_t t, std::int64_t c, Compute<T>(&s)[2]) {
+      [&](std::int64_t t, std::int64_t c, Compute<T>(&sums)[2][kCount]) {
         const Compute<T> mu = mean ? *mean.row(t) : Compute<T>(0), r = mean ? *rstd.row(t) : Compute<T>(1);
-        const Compute<T> g = computed(dy.row(t)[c]);
-        s[0] += g * ((computed(x.row(t)[c]) - mu) * r);
-        s[1] += g;
+        const auto in = load<kCount>(x.row(t) + c);
+        const auto g = load<kCount>(dy.row(t) + c);
+        for (int k = 0; k < kCount; ++k) {
+          sums[0][k] += g.element[k] * ((in.element[k] - mu) * r);
+          sums[1][k] += g.element[k];
+        }
       },
-      sums);
-  if (column < 0) return;
-  write(mode, sums[0], dweight + column);
-  write(mode, sums[1], dbias + column);
+      [&](int s, std::int64_t c, Compute<T> sum) { write(mode, sum, (s == 0 ? dweight : dbias) + c); });
 }
 
 template <int kCount, class T>
@@ -110,9 +109,11 @@ template <class T>
 void layer_norm_parameter_gradients(const Stream& stream, Rows<const T> x, Rows<const Compute<T>> mean,
                                     Rows<const Compute<T>> rstd, Rows<const T> dy, GradMode mode, Compute<T>* dweight,
                                     Compute<T>* dbias) {
+  constexpr int kCount = kWhole<T>;
   if (x.columns == 0) return;
-  launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, parameter_gradients<T>, x, mean, rstd, dy,
-         mode, dweight, dbias);
+  const bool whole = packs<kCount>(x) && packs<kCount>(dy);
+  launch(stream, strips_of<T>(x.columns), kStripThreads, 0,
+         whole ? parameter_gradients<kCount, T> : parameter_gradients<1, T>, x, mean, rstd, dy, mode, dweight, dbias);
 }
 
 template <class T>

@@ -60,18 +60,18 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-template <class T>
-__global__ void __launch_bounds__(kTileColumns* kTileRows)
-    weight_gradient(Rows<const T> x, Rows<const Compute<T>> rrms, Rows<const T> dy, GradMode mode,
-                    Compute<T>* dweight) {
-  Compute<T> sum[1];
-  const std::int64_t column = down_columns(
+template <int kCount, class T>
+__global__ void __launch_bounds__(kStripThreads) weight_gradient(Rows<const T> x, Rows<const Compute<T>> rrms,
+                                                                 Rows<const T> dy, GradMode mode, Compute<T>* dweight) {
+  down_columns<1, kCount, T>(
       x.rows, x.columns,
-      [&](std::int64_t t, std::int64_t c, Compute<T>(&s)[1]) {
-        s[0] += computed(dy.row(t)[c]) * (computed(x.row(t)[c]) * *rrms.row(t));
+      [&](std::int64_t t, std::int64_t c, Compute<T>(&sums)[1][kCount]) {
+        const Compute<T> r = *rrms.row(t);
+        const auto in = load<kCount>(x.row(t) + c);
+        const auto g = load<kCount>(dy.row(t) + c);
+        for (int k = 0; k < kCount; ++k) sums[0][k] += g.element[k] * (in.element[k] * r);
       },
-      sum);
-  if (column >= 0) write(mode, sum[0], dweight + column);
+      [&](int, std::int64_t c, Compute<T> sum) { write(mode, sum, dweight + c); });
 }
 
 }  // namespace
@@ -98,9 +98,11 @@ void rms_norm_input_gradient(const Stream& stream, Rows<const T> x, const Comput
 template <class T>
 void rms_norm_weight_gradient(const Stream& stream, Rows<const T> x, Rows<const Compute<T>> rrms, Rows<const T> dy,
                               GradMode mode, Compute<T>* dweight) {
+  constexpr int kCount = kWhole<T>;
   if (x.columns == 0) return;
-  launch(stream, blocks_for(x.columns, kTileColumns), column_block(), 0, weight_gradient<T>, x, rrms, dy, mode,
-         dweight);
+  const bool whole = packs<kCount>(x) && packs<kCount>(dy);
+  launch(stream, strips_of<T>(x.columns), kStripThreads, 0, whole ? weight_gradient<kCount, T> : weight_gradient<1, T>,
+         x, rrms, dy, mode, dweight);
 }
 
 #define TFORGE_INSTANTIATE(T)                                                                                       \

@@ -64,6 +64,8 @@ void at_awkward_sizes(const F& f) {
   f(31, 256, 0);  // whole packs in one run
   f(31, 256, 8);  // whole packs, rows apart
   f(3, 1284, 0);
+  f(1030, 16, 0);  // more rows than the threads of a block
+  f(1030, 9, 1);
 }
 
 }  // namespace tforge::test

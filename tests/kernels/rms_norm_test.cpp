@@ -103,7 +103,7 @@ void compare_on_cuda(test::CudaDevice& device, double tolerance) {
     test::expect_near(y, want_y, tolerance);
     test::expect_near(rrms, want_rrms, tolerance * want_rrms.largest());
     test::expect_near(dx, want_dx, 4 * tolerance * std::max(1.0, want_dx.largest()));
-    test::expect_near(dweight, want_dweight, 10 * tolerance);
+    test::expect_near(dweight, want_dweight, tolerance * std::max(10.0, want_dweight.largest()));
     EXPECT_TRUE(y.padding_untouched() && dx.padding_untouched());
   });
 }
