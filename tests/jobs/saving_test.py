@@ -113,16 +113,21 @@ class Saving(JobTest):
         folder = f"{disk.folder}/run"
         job = Background(self, *self.LONG, "--set", f"run.dir={folder}")
         at = job.wait_for(r"saved \S+/run/step_\d+\.h5 ")
-        # A bind mount over the folder: what is opened from now on is read-only.
-        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        # A mount over the folder that is read-only from its first moment on, as a mount that a file was opened in for
+        # writing cannot be made read-only.
+        aside = self.path("read_only")
+        os.mkdir(aside)
+        subprocess.run(["mount", "--bind", folder, aside], check=True)
+        self.addCleanup(subprocess.run, ["umount", "--lazy", aside], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", aside], check=True)
+        subprocess.run(["mount", "--bind", aside, folder], check=True)
         try:
-            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
             at = job.wait_for(self.REFUSED + r"\S+: cannot be \w+.*: Read-only file system", at)
             before = names_in(folder)
             at = job.wait_for(self.REFUSED, at)
             self.assertEqual([n for n in before if n.endswith(".h5")], [n for n in names_in(folder) if n.endswith(".h5")])
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
         job.wait_for(r"saved \S+/run/step_\d+\.h5 ", at)
         job.kill()
 
