@@ -152,7 +152,11 @@ Failure current_failure() {
 /// To be called inside a catch block: reports the exception in flight and gives the exit code for it.
 ExitCode report_current(const JobInfo& info, int rank) {
   const Failure failure = current_failure();
-  if (rank > 0) std::this_thread::sleep_for(kGrace);
+  if (rank > 0) {
+    // There is nothing left to save: the SIGTERM that follows another rank's report ends this rank at once.
+    std::signal(SIGTERM, SIG_DFL);
+    std::this_thread::sleep_for(kGrace);
+  }
   report(info, rank, failure.what);
   return failure.code;
 }
